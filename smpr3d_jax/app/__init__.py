@@ -1,0 +1,1 @@
+"""The command line: experiment files, the workflow, one stage a line."""

@@ -1,0 +1,1 @@
+"""The measured world: from files to calibrated counts."""

@@ -1,0 +1,1 @@
+"""Where the two meet: from counts back to the specimen."""

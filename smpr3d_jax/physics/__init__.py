@@ -1,0 +1,1 @@
+"""The forward world: it knows nothing of experiments."""

@@ -1,0 +1,31 @@
+"""The one place where the Fourier convention is written.
+
+A wave is a sum of exp(+2 pi i k.r), so `fft` (analysis) has the minus sign. Both directions are
+unitary; the zero frequency is in the corner.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+
+def fft(wave: Complex[Array, "*batch y x"]) -> Complex[Array, "*batch ky kx"]:
+    """Unitary Fourier transform of the last two axes."""
+    return jnp.fft.fft2(wave, norm="ortho")
+
+
+def ifft(spectrum: Complex[Array, "*batch ky kx"]) -> Complex[Array, "*batch y x"]:
+    """Inverse (and adjoint) of `fft`."""
+    return jnp.fft.ifft2(spectrum, norm="ortho")
+
+
+def convolve(
+    wave: Complex[Array, "*batch y x"], kernel: Complex[Array, "#ky #kx"]
+) -> Complex[Array, "*batch y x"]:
+    """Multiply the spectrum of `wave` by `kernel`."""
+    kernel = jnp.broadcast_to(kernel, wave.shape[-2:])
+    return ifft(fft(wave) * kernel.reshape((1,) * (wave.ndim - 2) + kernel.shape))
+
+
+def phase_factor(phase: Float[Array, "*shape"]) -> Complex[Array, "*shape"]:
+    """exp(i phase)."""
+    return jnp.exp(1j * phase).astype(jnp.result_type(phase.dtype, jnp.complex64))

@@ -1,0 +1,211 @@
+"""What forms the probe: wavelength, aberrations, aperture.
+
+The aberration surface is chi = (2 pi/lambda) sum C_nm theta^(n+1)/(n+1) cos(m (phi - phi_nm)) with
+phi = atan2(k_y, k_x) and Krivanek's names; the lens multiplies by exp(-i chi), so C10 = -defocus and
+a positive defocus (underfocus) puts the crossover at depth z = defocus. In Cartesian form
+C_nm cos(m(phi - phi_nm)) = C_nma cos(m phi) + C_nmb sin(m phi), which has no singular point and is
+what the models differentiate.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from .fourier import ifft, phase_factor
+from .grid import Grid
+
+
+# CODATA 2022
+PLANCK_TIMES_C = 12398.419843320026  # eV Å
+REST_ENERGY = 510998.95069  # eV
+
+Aberrations = dict[str, Float[Array, " scans"]]
+"""Cartesian Krivanek coefficients in Å by name (`C10`, `C12a`, `C12b`, ...), one value a scan."""
+
+_ORDERS = tuple((n, m) for n in range(1, 6) for m in range(n + 1, -1, -1) if (n + m) % 2)
+CARTESIAN: dict[str, tuple[int, int, str]] = {
+    f"C{n}{m}{part}": (n, m, part)
+    for n, m in sorted(_ORDERS)
+    for part in (("a", "b") if m else ("",))
+}
+"""Name -> (radial order n, azimuthal order m, part): all 25 coefficients to fifth order."""
+POLAR: tuple[str, ...] = tuple(
+    name for n, m in sorted(_ORDERS) for name in ([f"C{n}{m}"] + ([f"phi{n}{m}"] if m else []))
+)
+"""The same 25 numbers as magnitudes C_nm (Å) and angles phi_nm (rad)."""
+
+
+def wavelength(energy: float) -> float:
+    """Relativistic electron wavelength in Å; `energy` in eV (CODATA 2022)."""
+    return PLANCK_TIMES_C / math.sqrt(energy * (energy + 2 * REST_ENERGY))
+
+
+def interaction_parameter(energy: float) -> float:
+    """Phase per projected potential, rad/(V Å): sigma = (2 pi/(lambda E)) (mc²+E)/(2mc²+E)."""
+    ratio = (REST_ENERGY + energy) / (2 * REST_ENERGY + energy)
+    return 2 * math.pi / (wavelength(energy) * energy) * ratio
+
+
+def cartesian(polar: Mapping[str, float]) -> dict[str, float]:
+    """Cartesian coefficients from magnitudes `C_nm` (Å) and angles `phi_nm` (rad).
+
+    **Raises:** ValueError for a name that is not one of `POLAR`, naming the nearest.
+    """
+    for name in polar:
+        if name not in POLAR:
+            near = difflib.get_close_matches(name, POLAR, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name!r} is not an aberration coefficient.{hint} Known: {POLAR}.")
+    result = {}
+    for name, (n, m, part) in CARTESIAN.items():
+        if f"C{n}{m}" in polar:
+            angle = m * polar.get(f"phi{n}{m}", 0.0)
+            result[name] = polar[f"C{n}{m}"] * (math.sin(angle) if part == "b" else math.cos(angle))
+    return result
+
+
+def polar(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """Inverse of `cartesian`: magnitudes >= 0 (C_n0 signed), angles in [0, 2 pi/m)."""
+    result = {}
+    for n, m in sorted({CARTESIAN[name][:2] for name in coefficients}):
+        if m == 0:
+            result[f"C{n}0"] = float(coefficients[f"C{n}0"])
+            continue
+        a, b = (float(coefficients.get(f"C{n}{m}{part}", 0.0)) for part in "ab")
+        result[f"C{n}{m}"] = math.hypot(a, b)
+        result[f"phi{n}{m}"] = math.atan2(b, a) / m % (2 * math.pi / m)
+    return result
+
+
+def _angular_monomial(n: int, m: int, part: str, ky, kx):
+    """theta^(n+1) cos or sin(m phi) for k in units of theta: a polynomial, smooth at k = 0."""
+    real, imaginary = jnp.ones_like(kx * ky), jnp.zeros_like(kx * ky)
+    for _ in range(m):
+        real, imaginary = real * kx - imaginary * ky, real * ky + imaginary * kx
+    return (imaginary if part == "b" else real) * (kx**2 + ky**2) ** ((n + 1 - m) // 2)
+
+
+def aberration_phase(
+    aberrations: Aberrations, ky: Float[Array, "*shape"], kx: Float[Array, "*shape"], energy: float
+) -> Float[Array, "scans *shape"]:
+    """chi in rad at spatial frequencies `ky`, `kx` (1/Å), for each scan."""
+    lam = wavelength(energy)
+    chi = jnp.zeros((), ky.dtype)
+    for name, values in aberrations.items():
+        n, m, part = CARTESIAN[name]
+        surface = _angular_monomial(n, m, part, lam * ky, lam * kx) * (2 * math.pi / lam / (n + 1))
+        chi = chi + values.reshape(values.shape + (1,) * surface.ndim) * surface[None]
+    return chi
+
+
+def aberration_shift(
+    aberrations: Aberrations, ky: Float[Array, "*shape"], kx: Float[Array, "*shape"], energy: float
+) -> Float[Array, "scans *shape 2"]:
+    """Gradient of chi/2 pi with respect to (ky, kx): where the ray of each frequency lands, Å.
+
+    Term by term with w = k_x + i k_y: d/dk of Re or Im[w^m] |w|^(2j), in closed form.
+    """
+    lam = wavelength(energy)
+    qy, qx = lam * ky, lam * kx
+    total = jnp.zeros((), ky.dtype)
+    for name, values in aberrations.items():
+        n, m, part = CARTESIAN[name]
+        j = (n + 1 - m) // 2
+        square = qx**2 + qy**2
+        body = _angular_monomial(m - 1, m, part, qy, qx)  # Re or Im[w^m]
+        slope_x = slope_y = jnp.zeros_like(body)
+        if m:
+            cosine = _angular_monomial(m - 2, m - 1, "a", qy, qx)
+            sine = _angular_monomial(m - 2, m - 1, "b", qy, qx)
+            slope_x, slope_y = (m * cosine, -m * sine) if part == "a" else (m * sine, m * cosine)
+        radial = 2 * j * square ** max(j - 1, 0) * body
+        gradient = [
+            slope * square**j + radial * q for slope, q in ((slope_y, qy), (slope_x, qx))
+        ]
+        surface = jnp.stack(gradient, -1) / (n + 1)
+        total = total + values.reshape(values.shape + (1,) * surface.ndim) * surface[None]
+    return total
+
+
+def aperture(
+    ky: Float[np.ndarray, "ky 1"],
+    kx: Float[np.ndarray, "1 kx"],
+    cutoff: float,
+    soft: bool = True,
+) -> Float[np.ndarray, "ky kx"]:
+    """Amplitude of a round aperture of radius `cutoff` (1/Å) on a grid of frequencies.
+
+    `soft`: each pixel holds the fraction of it inside the edge (the edge taken straight within a
+    pixel), so that the area, and with it the intensity, varies smoothly with `cutoff`;
+    otherwise 0 or 1.
+    """
+    radius = np.hypot(ky, kx)
+    if not soft:
+        return (radius <= cutoff).astype(float)
+    step = [abs(k.ravel()[1] - k.ravel()[0]) if k.size > 1 else 0.0 for k in (ky, kx)]
+    safe = np.where(radius > 0, radius, 1.0)
+    width = np.hypot(step[0] * ky / safe, step[1] * kx / safe)
+    width = np.where(width > 0, width, max(*step, 1e-12))
+    return np.clip((cutoff - radius) / width + 0.5, 0.0, 1.0)
+
+
+class Optics(eqx.Module):
+    """The probe-forming lens of every scan of a series.
+
+    `energy` in eV and `semiangle` in mrad are static, since the set of beams depends on them; the
+    aberrations are leaves.
+    """
+
+    energy: float = eqx.field(static=True)
+    semiangle: float = eqx.field(static=True)
+    aberrations: Aberrations
+
+    @property
+    def wavelength(self) -> float:
+        """Å."""
+        return wavelength(self.energy)
+
+    @property
+    def cutoff(self) -> float:
+        """Radius of the aperture, 1/Å."""
+        return self.semiangle * 1e-3 / self.wavelength
+
+    @property
+    def depth_of_field(self) -> float:
+        """lambda/alpha² in Å, the natural unit of depth."""
+        return self.wavelength / (self.semiangle * 1e-3) ** 2
+
+    @property
+    def defocus(self) -> Float[Array, " scans"]:
+        """Depth at which each scan is focused, Å: -C10."""
+        return -self.aberrations["C10"]
+
+
+def focal_series(
+    energy: float,
+    semiangle: float,
+    defocus: Float[np.ndarray, " scans"] | list[float],
+    aberrations: Mapping[str, float] | None = None,
+) -> Optics:
+    """Optics of scans that differ in `defocus` (Å) and share polar `aberrations` (Å, rad)."""
+    count = len(defocus)
+    shared = cartesian({k: v for k, v in (aberrations or {}).items() if k != "C10"})
+    c10 = (aberrations or {}).get("C10", 0.0) - np.asarray(defocus, float)
+    values = {"C10": c10} | {name: np.full(count, v) for name, v in shared.items()}
+    return Optics(energy, semiangle, {name: jnp.asarray(v, float) for name, v in values.items()})
+
+
+def probe(optics: Optics, grid: Grid, position: Float[Array, "2"]) -> Complex[Array, "scans y x"]:
+    """The probe of each scan at `position` (y, x) Å on a periodic `grid`, total intensity 1."""
+    frequencies = grid.frequencies()
+    amplitude = aperture(*frequencies, optics.cutoff)
+    ky, kx = (jnp.asarray(k, position.dtype) for k in np.broadcast_arrays(*frequencies))
+    phase = aberration_phase(optics.aberrations, ky, kx, optics.energy)
+    phase = phase + (2 * math.pi * (ky * position[0] + kx * position[1]))[None]
+    spectrum = jnp.asarray(amplitude / np.linalg.norm(amplitude), position.dtype)
+    return ifft(spectrum[None] * phase_factor(-phase))
