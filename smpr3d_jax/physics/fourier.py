@@ -4,6 +4,7 @@ A wave is a sum of exp(+2 pi i k.r), so `fft` (analysis) has the minus sign. Bot
 unitary; the zero frequency is in the corner.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
@@ -28,4 +29,4 @@ def convolve(
 
 def phase_factor(phase: Float[Array, "*shape"]) -> Complex[Array, "*shape"]:
     """exp(i phase)."""
-    return jnp.exp(1j * phase).astype(jnp.result_type(phase.dtype, jnp.complex64))
+    return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))

@@ -1,8 +1,8 @@
 """What forms the probe: wavelength, aberrations, aperture.
 
 The aberration surface is chi = (2 pi/lambda) sum C_nm theta^(n+1)/(n+1) cos(m (phi - phi_nm)) with
-phi = atan2(k_y, k_x) and Krivanek's names; the lens multiplies by exp(-i chi), so C10 = -defocus and
-a positive defocus (underfocus) puts the crossover at depth z = defocus. In Cartesian form
+phi = atan2(k_y, k_x) and Krivanek's names; the lens multiplies by exp(-i chi), so C10 = -defocus
+and a positive defocus (underfocus) puts the crossover at depth z = defocus. In Cartesian form
 C_nm cos(m(phi - phi_nm)) = C_nma cos(m phi) + C_nmb sin(m phi), which has no singular point and is
 what the models differentiate.
 """
@@ -124,9 +124,7 @@ def aberration_shift(
             sine = _angular_monomial(m - 2, m - 1, "b", qy, qx)
             slope_x, slope_y = (m * cosine, -m * sine) if part == "a" else (m * sine, m * cosine)
         radial = 2 * j * square ** max(j - 1, 0) * body
-        gradient = [
-            slope * square**j + radial * q for slope, q in ((slope_y, qy), (slope_x, qx))
-        ]
+        gradient = [slope * square**j + radial * q for slope, q in ((slope_y, qy), (slope_x, qx))]
         surface = jnp.stack(gradient, -1) / (n + 1)
         total = total + values.reshape(values.shape + (1,) * surface.ndim) * surface[None]
     return total
@@ -207,5 +205,5 @@ def probe(optics: Optics, grid: Grid, position: Float[Array, "2"]) -> Complex[Ar
     ky, kx = (jnp.asarray(k, position.dtype) for k in np.broadcast_arrays(*frequencies))
     phase = aberration_phase(optics.aberrations, ky, kx, optics.energy)
     phase = phase + (2 * math.pi * (ky * position[0] + kx * position[1]))[None]
-    spectrum = jnp.asarray(amplitude / np.linalg.norm(amplitude), position.dtype)
-    return ifft(spectrum[None] * phase_factor(-phase))
+    spectrum = phase_factor(-phase)
+    return ifft(spectrum * jnp.asarray(amplitude / np.linalg.norm(amplitude), spectrum.dtype)[None])
