@@ -1,0 +1,103 @@
+"""Which leaves move, how fast, and where they may go: optax, with what optax lacks."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+
+class Updates(NamedTuple):
+    """An optax transformation and the names of the leaves that it moves."""
+
+    names: tuple[str, ...]
+    transform: optax.GradientTransformationExtraArgs
+
+    def free(self, model: PyTree) -> PyTree:
+        """True for each leaf of `model` that moves.
+
+        **Raises:** ValueError for a name that matches no leaf of floating point numbers.
+        """
+        labels = _labels(self.names, model)
+        return jax.tree.map(lambda label: label is not None, labels, is_leaf=lambda x: x is None)
+
+
+def per_leaf(optimisers: Mapping[str, optax.GradientTransformation]) -> Updates:
+    """An optimiser for each named leaf or subtree, e.g. `{"specimen.waves": optax.adam(1e-2)}`.
+
+    Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`). What is not
+    named stands still.
+    """
+
+    def label(tree):
+        return _labels(tuple(optimisers), tree)
+
+    return Updates(tuple(optimisers), optax.partition(dict(optimisers), label))
+
+
+def _labels(names: tuple[str, ...], tree: PyTree) -> PyTree:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [".".join(str(_key(k)) for k in path) for path, _ in leaves]
+    movable = [path for path, (_, leaf) in zip(paths, leaves, strict=True) if eqx.is_inexact_array(leaf)]
+    labels: list[str | None] = [None] * len(paths)
+    for name in names:
+        hit = [i for i, p in enumerate(paths) if (p == name or p.startswith(name + ".")) and p in movable]
+        if not hit:
+            near = difflib.get_close_matches(name, movable, 3) or movable
+            raise ValueError(f"`per_leaf`: {name!r} matches no leaf of the model; nearest: {near}.")
+        for i in hit:
+            labels[i] = name
+    return jax.tree_util.tree_unflatten(structure, labels)
+
+
+def _key(entry: Any) -> Any:
+    return getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry)))
+
+
+class NesterovState(NamedTuple):
+    """The last point before extrapolation, the momentum's counter and the last loss."""
+
+    point: PyTree
+    theta: Float[Array, ""]
+    value: Float[Array, ""]
+    restarts: Int[Array, ""]
+
+
+def nesterov(
+    step: float,
+    project: Callable[[Array], Array] | None = None,
+    cap: float = 0.95,
+) -> optax.GradientTransformationExtraArgs:
+    """Nesterov's accelerated gradient with function-value restart (O'Donoghue & Candès 2015).
+
+    The parameters handed in are the extrapolated point Y: S' = project(Y - step G) and
+    Y' = S' + min((theta - 1)/theta', `cap`) (S' - S). When the loss rises the momentum starts
+    again from nothing. `project` is applied to every leaf (an orthogonal projection or a proximal
+    map). `update` needs the keyword `value`, the loss at Y, as optax's line searches do.
+    """
+    settle = project or (lambda leaf: leaf)
+
+    def init(params):
+        real = jnp.result_type(*(leaf.real.dtype for leaf in jax.tree.leaves(params)))
+        theta, value = jnp.ones((), real), jnp.full((), jnp.inf, real)
+        return NesterovState(params, theta, value, jnp.zeros((), jnp.int32))
+
+    def update(gradient, state, params=None, *, value=None, **_):
+        if params is None or value is None:
+            raise ValueError("`nesterov` needs `params` and `value`: update(g, state, params, value=...).")
+        rise = value > state.value
+        theta = jnp.where(rise, jnp.ones_like(state.theta), state.theta)
+        following = (1 + jnp.sqrt(1 + 4 * theta**2)) / 2
+        momentum = jnp.where(rise, 0, jnp.minimum((theta - 1) / following, cap))
+        point = jax.tree.map(lambda y, g: settle(y - step * g), params, gradient)
+        ahead = jax.tree.map(lambda new, old: new + momentum * (new - old), point, state.point)
+        new = NesterovState(
+            point, following, jnp.asarray(value, state.value.dtype), state.restarts + rise
+        )
+        return jax.tree.map(lambda a, y: a - y, ahead, params), new
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,55 @@
+"""From exit waves to what a camera counts."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from .fourier import fft
+from .grid import Grid
+
+
+class Detector(eqx.Module):
+    """A camera in the far field: `shape` (y, x) pixels of `pixel` mrad.
+
+    `integration` = f models a pixel's finite width by a box of f samples of the f times finer
+    pattern (1: the pattern is sampled at the pixels' centres, 2: enough for real cameras).
+    """
+
+    shape: tuple[int, int] = eqx.field(static=True)
+    pixel: float = eqx.field(static=True)
+    integration: int = eqx.field(static=True, default=2)
+
+    def window(self, wavelength: float) -> Grid:
+        """The window in real space that this camera sees: sampling lambda/(n pixel)."""
+        step = [wavelength / (n * self.pixel * 1e-3) for n in self.shape]
+        return Grid(self.shape, (step[0], step[1]))
+
+
+def intensity(
+    exit_waves: Complex[Array, "*batch y x"], integration: int = 1
+) -> Float[Array, "*batch ky kx"]:
+    """Expected electrons per detector pixel, zero frequency in the corner.
+
+    With `integration` f > 1 the wave is padded f times, which samples the pattern f times finer,
+    and each pixel sums the samples within its width, those on its border by half.
+    """
+    f, (my, mx) = integration, exit_waves.shape[-2:]
+    if f > 1:
+        pad = [(0, 0)] * (exit_waves.ndim - 2) + [(0, (f - 1) * my), (0, (f - 1) * mx)]
+        exit_waves = jnp.pad(exit_waves, pad)
+    spectrum = fft(exit_waves)
+    fine = spectrum.real**2 + spectrum.imag**2
+    return fine if f == 1 else bin_centred(bin_centred(fine, f, -2), f, -1)
+
+
+def bin_centred(image: Float[Array, "*shape"], factor: int, axis: int) -> Float[Array, "*binned"]:
+    """Sum boxes of `factor` samples centred on every factor-th sample of a periodic axis."""
+    axis = axis % image.ndim
+    half = factor // 2
+    shape = (*image.shape[:axis], image.shape[axis] // factor, factor, *image.shape[axis + 1 :])
+    part = lambda j: jnp.take(image.reshape(shape), j % factor, axis=axis + 1)
+    total = part(0)
+    for j in range(1, half + 1):
+        weight = 0.5 if 2 * j == factor else 1.0
+        total = total + weight * (part(j) + jnp.roll(part(factor - j), 1, axis))
+    return total

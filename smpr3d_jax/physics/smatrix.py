@@ -1,0 +1,206 @@
+"""What each plane wave of the aperture becomes: the scattering matrix, in beams or in tilt modes.
+
+Both representations hold the same thing: s_h(r), the exit wave for the incident plane wave
+exp(2 pi i h.r) divided by that plane wave, with both sides referred to one plane (`plane`, the
+middle of the specimen). In vacuum s_h = 1. `Beams` keeps s_h for every h of the grid of the
+window; `TiltModes` keeps the coefficients sigma_p of s_h(r) = sum_p Q_p(h) sigma_p(r), with Q_p the
+Zernike polynomials of h over the aperture, orthonormal under its mean. One attribute, `waves`,
+holds the unknowns of either.
+
+A layer of phase phi at depth z contributes i phi(q) exp(i pi lambda (z - plane)(q² + 2 q.h)) to
+s_h(q), q the transfer; hence the smoothness in h that makes few modes enough.
+"""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Int
+
+from .grid import Grid
+
+
+class Tilts(eqx.Module):
+    """Points h (y, x) in 1/Å inside the aperture with weights that make sums over them means."""
+
+    points: Float[np.ndarray, "points 2"]
+    weights: Float[np.ndarray, " points"]
+
+
+def disc_quadrature(cutoff: float, phase: float = 0.0, order: int = 8) -> Tilts:
+    """Tilts at which sums equal means over the disc of radius `cutoff`, to rounding.
+
+    Gauss-Legendre in the squared radius times equal angles; exact for products of polynomials up
+    to `order` each, and for exp(i x.h) of at most `phase` rad at the edge.
+    """
+    rings = order // 2 + 2 + math.ceil(0.4 * phase + 3)
+    spokes = 2 * order + 3 + 2 * math.ceil(1.1 * phase + 4)
+    nodes, weights = np.polynomial.legendre.leggauss(rings)
+    radius = cutoff * np.sqrt((nodes + 1) / 2)
+    angle = 2 * np.pi * np.arange(spokes) / spokes
+    points = radius[:, None, None] * np.stack([np.sin(angle), np.cos(angle)], -1)
+    return Tilts(points.reshape(-1, 2), np.repeat(weights / 2 / spokes, spokes))
+
+
+def window_beams(window: Grid, cutoff: float) -> Float[np.ndarray, "beams 2"]:
+    """Every plane wave h = n/L (1/Å) of the window's grid inside the aperture."""
+    ky, kx = np.broadcast_arrays(*window.frequencies())
+    inside = np.hypot(ky, kx) <= cutoff * (1 + 1e-9)
+    return np.stack([ky[inside], kx[inside]], -1)
+
+
+def mode_count(order: int) -> int:
+    """Number of polynomials up to the radial `order`."""
+    return (order + 1) * (order + 2) // 2
+
+
+def tilt_polynomials(
+    order: int, points: Float[np.ndarray, "*shape 2"], cutoff: float
+) -> Float[np.ndarray, "modes *shape"]:
+    """Zernike polynomials of h/cutoff up to radial `order`, of mean square 1 over the disc.
+
+    Real; ordered by radial order n, then azimuthal order, cosine before sine; the first is 1.
+    """
+    y, x = points[..., 0] / cutoff, points[..., 1] / cutoff
+    square, turn = x**2 + y**2, x + 1j * y
+    result = []
+    for n in range(order + 1):
+        for m in range(n % 2, n + 1, 2):
+            radial = np.zeros_like(square)
+            for k in range((n - m) // 2 + 1):
+                sign = (-1) ** k * math.comb(n - k, k) * math.comb(n - 2 * k, (n - m) // 2 - k)
+                radial = radial + sign * square ** ((n - m) // 2 - k)
+            wave = turn**m * radial * math.sqrt((n + 1) * (2 if m else 1))
+            result.append(wave.real)
+            if m:
+                result.append(wave.imag)
+    return np.stack(result)
+
+
+class TiltModes(eqx.Module):
+    """An S-matrix as coefficients of polynomials of the tilt; `waves` are sigma_p(r).
+
+    `grid` is the field's; `origin` (y, x) Å is the place of pixel (0, 0) in the scan's frame;
+    `plane` Å is the depth to which both sides are referred; `cutoff` the aperture's radius in 1/Å.
+    """
+
+    waves: Complex[Array, "modes y x"]
+    grid: Grid
+    origin: tuple[float, float] = eqx.field(static=True)
+    plane: float = eqx.field(static=True)
+    cutoff: float = eqx.field(static=True)
+
+    @property
+    def order(self) -> int:
+        """Highest radial order."""
+        return (math.isqrt(8 * self.waves.shape[0] + 1) - 3) // 2
+
+    def tilts(self, phase: float = 0.0) -> Tilts:
+        """Quadrature over the aperture for functions that turn by `phase` rad at its edge."""
+        return disc_quadrature(self.cutoff, phase, self.order)
+
+    def basis(self, tilts: Tilts) -> Float[np.ndarray, "modes points"]:
+        """Q_p at `tilts`: s_h = sum_p Q_p(h) waves_p."""
+        return tilt_polynomials(self.order, tilts.points, self.cutoff)
+
+
+class Beams(eqx.Module):
+    """An S-matrix as one wave s_h(r) for every plane wave h of the window inside the aperture.
+
+    `window` is the window's grid, whose frequencies are the beams. The other fields are those of
+    `TiltModes`.
+    """
+
+    waves: Complex[Array, "beams y x"]
+    grid: Grid
+    window: Grid
+    origin: tuple[float, float] = eqx.field(static=True)
+    plane: float = eqx.field(static=True)
+    cutoff: float = eqx.field(static=True)
+
+    @property
+    def points(self) -> Float[np.ndarray, "beams 2"]:
+        """h of each beam, 1/Å."""
+        return window_beams(self.window, self.cutoff)
+
+    def tilts(self, phase: float = 0.0) -> Tilts:
+        """The beams themselves, equally weighted, however fast a function turns."""
+        count = self.waves.shape[0]
+        return Tilts(self.points, np.full(count, 1 / count))
+
+    def basis(self, tilts: Tilts) -> Float[np.ndarray, "beams points"]:
+        """The identity: `tilts` must be those of `Beams.tilts`."""
+        return np.eye(self.waves.shape[0], len(tilts.weights))
+
+
+SMatrix = TiltModes | Beams
+
+
+def field(
+    positions: Float[np.ndarray, "frames 2"], window: Grid, margin: int = 1
+) -> tuple[Grid, tuple[float, float]]:
+    """The field seen by windows centred on `positions`, and its origin (y, x) in Å.
+
+    A pixel's centre lies on the first of the lowest positions; sizes are even and have small
+    prime factors.
+    """
+    shape, origin = [], []
+    for axis, (count, step) in enumerate(zip(window.shape, window.sampling, strict=True)):
+        low, high = float(positions[:, axis].min()), float(positions[:, axis].max())
+        size = count + math.ceil((high - low) / step) + 1 + 2 * margin
+        shape.append(next(n for n in range(size, 2 * size + 8) if n % 2 == 0 and _smooth(n)))
+        origin.append(low - (count // 2 + margin) * step)
+    return Grid((shape[0], shape[1]), window.sampling), (origin[0], origin[1])
+
+
+def _smooth(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1
+
+
+def unscattered_modes(
+    grid: Grid, origin: tuple[float, float], plane: float, cutoff: float, order: int = 8, dtype=None
+) -> TiltModes:
+    """Vacuum in tilt modes: sigma_0 = 1, the others 0."""
+    dtype = dtype or jnp.result_type(float, jnp.complex64)
+    waves = jnp.zeros((mode_count(order), *grid.shape), dtype).at[0].set(1)
+    return TiltModes(waves, grid, origin, float(plane), cutoff)
+
+
+def unscattered_beams(
+    grid: Grid, window: Grid, origin: tuple[float, float], plane: float, cutoff: float, dtype=None
+) -> Beams:
+    """Vacuum in beams: s_h = 1."""
+    dtype = dtype or jnp.result_type(float, jnp.complex64)
+    count = len(window_beams(window, cutoff))
+    return Beams(
+        jnp.ones((count, *grid.shape), dtype), grid, window, origin, float(plane), cutoff
+    )
+
+
+def vacuum(specimen: SMatrix) -> Complex[Array, "components"]:
+    """`waves` of vacuum, the same at every pixel."""
+    count = specimen.waves.shape[0]
+    if isinstance(specimen, Beams):
+        return jnp.ones(count, specimen.waves.dtype)
+    return jnp.zeros(count, specimen.waves.dtype).at[0].set(1)
+
+
+def place(
+    specimen: SMatrix, positions: Float[Array, "frames 2"], window: Grid
+) -> tuple[Int[Array, "frames 2"], Float[Array, "frames 2"]]:
+    """Window corners (pixels of the field) and what is left of each position (Å).
+
+    The remainder is within half a pixel of the window's centre, pixel n//2; derivatives with
+    respect to positions go through it, the corner being held.
+    """
+    step = jnp.asarray(window.sampling, positions.dtype)
+    origin = jnp.asarray(specimen.origin, positions.dtype)
+    pixel = (positions - origin[None]) / step[None]
+    # A raster often hits half pixels exactly; the small bias makes rounding choose one side.
+    nearest = jnp.floor(pixel + jnp.asarray(0.5 + 1e-3, pixel.dtype))
+    half = jnp.asarray([n // 2 for n in window.shape], jnp.int32)
+    return nearest.astype(jnp.int32) - half[None], (pixel - nearest) * step[None]
