@@ -1,0 +1,305 @@
+"""What an experiment file may say, and which values are believable.
+
+One record a section and one line a key: name, type, default, and what it is. The description is
+the comment in `experiment.template` and in the JSON schema, so a new key is one new line. Values
+outside a `_believable` range are questioned as slips of units; `accept_implausible: true` at the
+top of the file lets them pass. Lengths in Å, angles in mrad, energies in eV; pairs are (y, x).
+"""
+
+import difflib
+import math
+import os.path
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..physics.optics import POLAR
+
+
+Size = float | int
+
+
+def nearest(word: object, choices: Iterable[str]) -> str | None:
+    """The choice most like `word` in any case, ties by the common beginning; None if none is."""
+    best, score = None, (0.6, 0)
+    for choice in choices:
+        a, b = str(word).lower(), choice.lower()
+        likeness = difflib.SequenceMatcher(None, a, b).ratio(), len(os.path.commonprefix([a, b]))
+        if likeness > score:
+            best, score = choice, likeness
+    return best
+
+
+def _fail(what: str, **context: Any) -> PydanticCustomError:
+    return PydanticCustomError("experiment", "{what}", {"what": what, **context})
+
+
+def _believable(
+    low: Size, high: Size, unit: str, *slips: tuple[str, Size], zero: bool = False
+) -> AfterValidator:
+    """Question numbers outside a plausible size, see `_question`."""
+    return AfterValidator(_question(low, high, unit, *slips, zero=zero))
+
+
+def _question(
+    low: Size, high: Size, unit: str, *slips: tuple[str, Size], zero: bool = False
+) -> Callable[[Any, Any], Any]:
+    """Question numbers whose size is outside [low, high] (0 passes if `zero`).
+
+    `slips` are the units somebody may have meant instead, each with its size in `unit`; those that
+    make the value believable are proposed.
+    """
+
+    def question(value: Any, info: Any) -> Any:
+        if value is None or (info.context or {}).get("accept_implausible"):
+            return value
+        for number in value if isinstance(value, tuple) else (value,):
+            if (zero and number == 0) or low <= abs(number) <= high:
+                continue
+            meant = [
+                f"did you write {name}? That is {number * factor:.6g} {unit}"
+                for name, factor in slips
+                if low <= abs(number * factor) <= high
+            ]
+            limits = f"{low:.9g} to {high:.9g} {unit} would be plausible" + " in size" * zero
+            remedy = meant or ["if it is right, add `accept_implausible: true` to the file"]
+            raise _fail("; ".join([limits, *remedy]))
+        return value
+
+    return question
+
+
+def _both(value: Any) -> Any:
+    """One number stands for both axes."""
+    if isinstance(value, list | tuple) or value is None:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _fail("must be one number or [y, x]")
+    return (value, value)
+
+
+def _some(scans: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not scans:
+        raise _fail("must have at least one scan, such as {file: scan_0.h5, defocus: 100}")
+    return scans
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise _fail(f"the first depth must lie above the second: [{pair[1]:g}, {pair[0]:g}]?")
+    return pair
+
+
+def _located(path: Path, info: Any) -> Path:
+    """The path as seen from the folder of the experiment file, which must hold it."""
+    folder = (info.context or {}).get("folder")
+    if folder is None:
+        return path
+    full = Path(folder) / path
+    if not full.is_file():
+        beside = [p.name for p in full.parent.glob("*") if p.is_file()]
+        close = nearest(full.name, beside)
+        raise _fail(f"no such file: {full}" + (f"; nearest file {close!r}" if close else ""))
+    return full
+
+
+def _known_aberration(name: str) -> str:
+    if name.upper().replace("O", "0") in ("C10", "DEF0CUS"):
+        raise _fail("the defocus belongs to each scan: write `defocus` (= -C10) under scans")
+    if name not in POLAR:
+        close = nearest(name, POLAR[1:])
+        hint = f"nearest valid key {close!r}" if close else f"valid keys are {', '.join(POLAR[1:])}"
+        raise _fail(f"unknown key; {hint}")
+    return name
+
+
+def _aberrations(values: dict[str, float], info: Any) -> dict[str, float]:
+    """Magnitudes in Å, angles in rad."""
+    for name, value in values.items():
+        try:
+            _ANGLE(value, info) if name.startswith("phi") else _COEFFICIENT(value, info)
+        except PydanticCustomError as error:
+            raise _fail(str(error.message()), key=name) from None
+    return values
+
+
+_LENGTH = _believable(1e-3, 1e6, "Å", ("m", 1e10), ("pm", 1e-2), zero=True)
+_ANGLE = _question(0, 2 * math.pi, "rad", ("degrees", math.pi / 180))
+_COEFFICIENT = _question(1e-3, 1e10, "Å", ("m", 1e10), ("pm", 1e-2), zero=True)
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Length = Annotated[Number, _LENGTH]
+Pair = tuple[Length, Length]
+Energy = Annotated[Positive, _believable(1e3, 2e6, "eV", ("kV", 1e3), ("MV", 1e6))]
+Semiangle = Annotated[Positive, _believable(0.2, 200, "mrad", ("rad", 1e3), ("µrad", 1e-3))]
+DetectorAngle = Annotated[
+    Number, Field(ge=0), _believable(0.02, 1e3, "mrad", ("rad", 1e3), ("µrad", 1e-3), zero=True)
+]
+Pixel = Annotated[Positive, _believable(0.005, 20, "mrad", ("rad", 1e3), ("µrad", 1e-3))]
+Step = Annotated[
+    tuple[Positive, Positive],
+    BeforeValidator(_both),
+    _believable(0.01, 1e4, "Å", ("nm", 10), ("µm", 1e4), ("m", 1e10), ("pm", 1e-2)),
+    WithJsonSchema({"type": ["number", "array"], "items": {"type": "number"}}),
+]
+DepthRange = Annotated[tuple[Length, Length], AfterValidator(_rising)]
+Rotation = Annotated[Number, _believable(0, 360, "degrees")]
+Aberrations = Annotated[
+    dict[Annotated[str, AfterValidator(_known_aberration)], Number], AfterValidator(_aberrations)
+]
+File = Annotated[Path, AfterValidator(_located)]
+
+
+def _key(default: Any, description: str) -> Any:
+    """An optional key."""
+    return Field(default, description=description)
+
+
+class Record(BaseModel):
+    """A frozen section of the experiment; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Beam(Record):
+    """What every scan shares of the probe."""
+
+    energy_ev: Energy | None = _key(None, "beam energy, eV")
+    semiangle_mrad: Semiangle | None = _key(None, "aperture semi-angle, mrad")
+    aberrations: Aberrations = _key({}, "C12, phi12, ... C56: Å and rad, all scans")
+
+
+class ScanEntry(Record):
+    """One scan of the series."""
+
+    file: File = Field(description="data file, relative to this file")
+    defocus: Length | None = _key(None, "Å; positive: focused at depth z = defocus")
+    shift: Pair = _key((0.0, 0.0), "[y, x] Å: where this scan starts")
+    aberrations: Aberrations = _key({}, "of this scan, instead of the beam's")
+    dataset: str | None = _key(None, "path inside an HDF5 file, if it has several")
+    scan_shape: tuple[Count, Count] | None = _key(None, "[y, x] of a stack of frames")
+
+
+class Geometry(Record):
+    """How scan and detector lie to each other; what is missing here is asked of the files."""
+
+    scan_step: Step | None = _key(None, "Å, one number or [y, x]")
+    rotation_deg: Rotation = _key(0.0, "scan against detector, from x towards y")
+    transpose: Flag = _key(False, "exchange the axes of the scan, before rotation")
+    detector_pixel_mrad: Pixel | None = _key(None, "angle of a detector pixel, mrad")
+    center: tuple[Number, Number] | None = _key(None, "[y, x] pixels; null: n//2")
+    pixel_integration: Count = _key(2, "1: pixels sample the intensity, 2: integrate")
+
+
+class Stop(Record):
+    """When to stop before the last iteration."""
+
+    patience: Count = _key(10, "iterations without a better held-out deviance")
+
+
+class Method(Record):
+    """How the specimen is recovered."""
+
+    name: Literal["smatrix", "multislice", "singleslice"] = _key(
+        "smatrix", "what stands for the specimen"
+    )
+    representation: Literal["modes", "beams"] = _key("modes", "unknowns of the S-matrix")
+    order: Annotated[int, Field(strict=True, ge=0, le=40)] = _key(
+        8, "of the tilt polynomials, for modes"
+    )
+    depth_range: DepthRange | None = _key(None, "[first, last] Å; null: from sections or foci")
+    subspace_weight: Annotated[Number, Field(ge=0, le=1)] = _key(
+        1.0, "of the depth-range subspace, 0: off"
+    )
+    subspace_tolerance: Annotated[Number, Field(gt=0, lt=1)] = _key(
+        0.03, "smallest eigenvalue kept"
+    )
+    loss: Literal["poisson", "amplitude", "shifted_amplitude", "truncated_amplitude"] = _key(
+        "poisson", "what is minimised"
+    )
+    background: Annotated[Positive, Field(le=10)] = _key(0.002, "electrons per pixel, in the model")
+    iterations: Count = _key(60, "at most so many")
+    held_out: Annotated[Number, Field(ge=0, lt=0.9)] = _key(
+        0.05, "part of the positions never fitted"
+    )
+    stop: Stop | None = _key(None, "{patience: 10} or null")
+    seed: Annotated[int, Field(strict=True, ge=0)] = _key(0, "of every random choice")
+    precision: Literal["float32", "float64"] = _key("float32", "of the arrays")
+    plane: Length | None = _key(None, "reference plane, Å; null: middle of the range")
+
+
+_USES = {
+    "inner_mrad": ("annular",),
+    "outer_mrad": ("annular", "bright_field"),
+    "collector_mrad": ("confocal", "tilt_mean", "scem"),
+}
+
+
+class Sections(Record):
+    """Which depths are shown, and how."""
+
+    start: Length | None = _key(None, "first depth, Å; null: from the depth range")
+    stop: Length | None = _key(None, "last depth, Å")
+    step: Annotated[Length, Field(gt=0)] | None = _key(None, "Å; null: about a tenth of λ/α²")
+    mode: Literal["confocal", "tilt_mean", "bright_field", "annular", "scem"] = _key(
+        "confocal", "how a section is made"
+    )
+    inner_mrad: DetectorAngle | None = _key(None, "of the annular detector")
+    outer_mrad: DetectorAngle | None = _key(None, "of the annular or bright field")
+    collector_mrad: DetectorAngle | None = _key(None, "of confocal, tilt_mean, scem")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.start is not None and self.stop is not None and self.stop < self.start:
+            raise _fail(f"lies above start = {self.start:g}; exchange them", key="stop")
+        inner, outer = self.inner_mrad, self.outer_mrad
+        if inner is not None and outer is not None and outer <= inner:
+            raise _fail(f"must be larger than inner_mrad = {inner:g}", key="outer_mrad")
+        for key, modes in _USES.items():
+            if getattr(self, key) is not None and self.mode not in modes:
+                raise _fail(
+                    f"has no meaning with mode {self.mode!r}; it belongs to {', '.join(modes)}",
+                    key=key,
+                )
+        return self
+
+
+class Experiment(Record):
+    """A whole experiment file."""
+
+    title: str = _key("", "for the report")
+    beam: Beam = _key(Beam(), "common to all scans")
+    scans: Annotated[tuple[ScanEntry, ...], AfterValidator(_some)] = Field(
+        description="a focal series; one entry is a single scan"
+    )
+    geometry: Geometry = _key(Geometry(), "what is missing is asked of the files")
+    method: Method = _key(Method(), "everything here has a default that works")
+    sections: Sections = _key(Sections(), "depths of the volume")
+    accept_implausible: Flag = _key(False, "let values pass that look like slips")
+
+    _source: str = PrivateAttr("experiment")
+    _lines: dict[str, int] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        seen: dict[tuple[Path, str | None], int] = {}
+        for i, scan in enumerate(self.scans):
+            first = seen.setdefault((scan.file, scan.dataset), i)
+            if first != i:
+                raise _fail(f"the same data as scans[{first}]", key=f"scans[{i}].file")
+        return self
