@@ -21,7 +21,7 @@ from . import store
 
 Pair = float | int | Sequence[float | int] | Real[Any, ""] | Real[Any, "2"]
 """One number for both axes, or (y, x)."""
-Depths = Sequence[float | int] | Real[Any, " z"]
+Depths = Sequence[float | int] | Real[Any, " depths"]
 """The depth of every plane, Å."""
 
 # beyond this the directory of a TIFF, 32 bits wide, cannot point at the last planes; ImageJ then
