@@ -1,0 +1,291 @@
+"""Counted electrons, dense or sparse, and how they are compared with a model.
+
+`Frames` and `Events` are two ways to store the same thing: the electrons that fell on each pixel of
+each frame, kept in the integer type they came in. Both have `len`, `[index]`, `dense`, `total` and
+`frame_shape`, and nothing outside this file needs to know which one it holds. A noise model is a
+function `(intensity, count) -> float` of one pixel; `compare` lifts it exactly over either.
+
+On disk the zero frequency is in the centre of a frame (index n//2), inside it is in the corner:
+`to_corner` is called once, at loading.
+"""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Int32, Integer, Num, Real
+
+
+class InputError(ValueError):
+    """Something the user gave, a file or a setting, cannot be used; the message says what would."""
+
+
+Index = Integer[Array, " batch"] | Integer[np.ndarray, " batch"] | slice
+"""Which frames: a slice or an array of frame numbers."""
+
+
+def _rows(index: Index) -> Index:
+    if not isinstance(index, slice) and np.ndim(index) != 1:
+        raise ValueError(
+            f"Counts are indexed by a slice or by an array of frame numbers, got {index!r}; "
+            "write counts[i : i + 1] for one frame."
+        )
+    return index
+
+
+class Frames(eqx.Module):
+    """Every pixel of every frame, in the stored type (uint8, uint16, ...)."""
+
+    values: Real[Array, "frames ky kx"]
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def __getitem__(self, index: Index) -> "Frames":
+        return Frames(self.values[_rows(index)])
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Pixels (ky, kx) of one frame."""
+        ky, kx = self.values.shape[1:]
+        return ky, kx
+
+    def dense(self, dtype: DTypeLike = float) -> Num[Array, "frames ky kx"]:
+        """The counts as an array of `dtype`; decode inside the compiled step."""
+        return self.values.astype(dtype)
+
+    def total(self) -> Float[Array, " frames"]:
+        """Electrons of each frame."""
+        return jnp.sum(self.values, axis=(1, 2)).astype(float)
+
+
+class Events(eqx.Module):
+    """The pixels that were hit, frame by frame, padded to the longest frame.
+
+    `pixels` are flat indices row·kx + column, each at most once a frame; `multiplicity` says how
+    many electrons fell there. A padded hit has multiplicity 0 and points at pixel 0: it counts
+    nothing.
+    """
+
+    pixels: Int32[Array, "frames hits"]
+    multiplicity: Integer[Array, "frames hits"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def __getitem__(self, index: Index) -> "Events":
+        rows = _rows(index)
+        return Events(self.pixels[rows], self.multiplicity[rows], self.shape)
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Pixels (ky, kx) of one frame."""
+        return self.shape
+
+    def dense(self, dtype: DTypeLike = float) -> Num[Array, "frames ky kx"]:
+        """The counts as an array of `dtype`; decode inside the compiled step."""
+        ky, kx = self.shape
+        frame = jnp.arange(len(self), dtype=jnp.int32)[:, None]
+        flat = jnp.zeros((len(self), ky * kx), dtype)
+        flat = flat.at[frame, self.pixels].add(self.multiplicity.astype(dtype))
+        return flat.reshape(len(self), ky, kx)
+
+    def total(self) -> Float[Array, " frames"]:
+        """Electrons of each frame."""
+        return jnp.sum(self.multiplicity, axis=1).astype(float)
+
+
+Counts = Frames | Events
+"""Counted electrons, however they are stored."""
+
+
+def compare(
+    noise: Callable[[Float[Array, ""], Float[Array, ""]], Float[Array, ""]],
+    intensity: Float[Array, "frames ky kx"],
+    counts: Counts,
+) -> Float[Array, " frames"]:
+    """Sum of `noise(intensity, count)` over the pixels of each frame.
+
+    Over events it is the sum of l(I, 0) over all pixels plus that of l(I, n) - l(I, 0) over the
+    pixels that were hit: the same number, without a dense frame of counts.
+    """
+    frames = intensity.shape[0]
+    flat = intensity.reshape(frames, -1)
+    lifted = jax.vmap(jax.vmap(noise))
+    if isinstance(counts, Frames):
+        return jnp.sum(lifted(flat, counts.dense(flat.dtype).reshape(flat.shape)), axis=1)
+    hit = jnp.take_along_axis(flat, counts.pixels, axis=1)
+    n = counts.multiplicity.astype(flat.dtype)
+    extra = lifted(hit, n) - lifted(hit, jnp.zeros_like(n))
+    # `where`, because two compiled evaluations of l(I, 0) may differ in their last bit.
+    extra = jnp.where(n > 0, extra, jnp.zeros_like(extra))
+    return jnp.sum(lifted(flat, jnp.zeros_like(flat)), axis=1) + jnp.sum(extra, axis=1)
+
+
+def join(counts: Sequence[Counts]) -> Counts:
+    """All frames of several counts, one after the other.
+
+    Events are padded to the longest frame; next to dense frames they become dense.
+
+    **Raises:** InputError if there is nothing to join or the frames differ in shape.
+    """
+    shapes = [c.frame_shape for c in counts]
+    if len(set(shapes)) != 1:
+        raise InputError(
+            f"Counts can be joined only if there are some and their frames have one shape, got "
+            f"{shapes}; crop them to a common window first."
+        )
+    events = [c for c in counts if isinstance(c, Events)]
+    if len(events) < len(counts):
+        values = [
+            c.values if isinstance(c, Frames) else c.dense(c.multiplicity.dtype) for c in counts
+        ]
+        dtype = np.result_type(*(v.dtype for v in values))
+        return Frames(jnp.concatenate([v.astype(dtype) for v in values]))
+    hits = max(e.pixels.shape[1] for e in events)
+    dtype = np.result_type(*(e.multiplicity.dtype for e in events))
+    pad = lambda a: jnp.pad(a, ((0, 0), (0, hits - a.shape[1])))
+    return Events(
+        jnp.concatenate([pad(e.pixels) for e in events]),
+        jnp.concatenate([pad(e.multiplicity.astype(dtype)) for e in events]),
+        shapes[0],
+    )
+
+
+def events_from_csr(
+    indptr: Integer[np.ndarray, " frames_and_one"],
+    pixels: Integer[np.ndarray, " events"],
+    shape: tuple[int, int],
+    multiplicity: Integer[np.ndarray, " events"] | None = None,
+) -> Events:
+    """Events from compressed rows: frame i hit `pixels[indptr[i]:indptr[i + 1]]`.
+
+    Repeated pixels are merged; the multiplicity takes the smallest unsigned type that holds it.
+
+    **Raises:** InputError for a pixel outside the frame.
+    """
+    size = shape[0] * shape[1]
+    outside = np.flatnonzero((pixels < 0) | (pixels >= size))
+    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.astype(np.int64)))
+    if len(outside):
+        raise InputError(
+            f"event index {pixels[outside[0]]} in frame {owner[outside[0]]} is outside a frame of "
+            f"{shape[0]} × {shape[1]} pixels (0 to {size - 1}); {len(outside)} events are. "
+            "Give the shape (ky, kx) with which the events were numbered."
+        )
+    n = np.ones(len(pixels), np.int64) if multiplicity is None else multiplicity.astype(np.int64)
+    key, n = _merged(owner * size + pixels.astype(np.int64), n)
+    return _padded(key // size, key % size, n, len(indptr) - 1, shape)
+
+
+def _merged(
+    key: Int[np.ndarray, " events"], n: Int[np.ndarray, " events"]
+) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
+    """Sorted distinct keys and their summed numbers, without those of number 0."""
+    if np.any(key[1:] <= key[:-1]):
+        order = np.argsort(key, kind="stable")
+        key, n = key[order], n[order]
+        first = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
+        key, n = key[first], np.add.reduceat(n, first)
+    return key[n > 0], n[n > 0]
+
+
+def _padded(
+    owner: Int[np.ndarray, " hits"],
+    pixel: Int[np.ndarray, " hits"],
+    n: Int[np.ndarray, " hits"],
+    frames: int,
+    shape: tuple[int, int],
+) -> Events:
+    """Rows of hits, sorted by frame, filled up with zeros to the longest."""
+    per_frame = np.bincount(owner, minlength=frames)
+    column = np.arange(len(owner)) - np.repeat(np.cumsum(per_frame) - per_frame, per_frame)
+    width = max(1, per_frame.max(initial=0))
+    pixels = np.zeros((frames, width), np.int32)
+    multiplicity = np.zeros((frames, width), np.min_scalar_type(int(n.max(initial=0))))
+    pixels[owner, column] = pixel
+    multiplicity[owner, column] = n
+    return Events(jnp.asarray(pixels), jnp.asarray(multiplicity), shape)
+
+
+def events_from_frames(frames: Frames) -> Events:
+    """The same electrons as events.
+
+    **Raises:** InputError unless every count is a whole number and none is negative.
+    """
+    values = np.asarray(frames.values).reshape(len(frames), -1)
+    if not np.array_equal(values, np.floor(values)) or values.min(initial=0) < 0:
+        raise InputError(
+            f"Events need whole, non-negative counts; these {values.dtype} frames have others "
+            f"(smallest {values.min()}). Keep them dense, or count the electrons first."
+        )
+    owner, pixel = np.nonzero(values)
+    n = values[owner, pixel].astype(np.int64)
+    return _padded(owner, pixel, n, len(frames), frames.frame_shape)
+
+
+def _span(size: int, center: int, window: int | None) -> slice:
+    """The `window` pixels (default: as many as there are) with `center` at their index n//2."""
+    if window is None:
+        window = max(2 * min(center, size - center), 2 * min(center, size - 1 - center) + 1)
+    start = center - window // 2
+    if window < 1 or start < 0 or start + window > size:
+        raise InputError(
+            f"A window of {window} pixels around pixel {center} does not fit into the {size} "
+            "pixels of the frame; choose a smaller window or check the centre."
+        )
+    return slice(start, start + window)
+
+
+def crop(
+    counts: Counts,
+    shape: tuple[int, int] | None = None,
+    center: tuple[int, int] | None = None,
+) -> Counts:
+    """The window of `shape` (ky, kx) around the pixel `center` (y, x), which comes to index n//2.
+
+    By default the centre is n//2 and the window the largest one around it. For loading, outside a
+    compiled function: events outside the window are dropped and the padding with them.
+
+    **Raises:** InputError if the window does not fit into the frame.
+    """
+    size = counts.frame_shape
+    cy, cx = center or (size[0] // 2, size[1] // 2)
+    ky, kx = shape or (None, None)
+    y, x = _span(size[0], cy, ky), _span(size[1], cx, kx)
+    window = (y.stop - y.start, x.stop - x.start)
+    if window == size:
+        return counts
+    if isinstance(counts, Frames):
+        return Frames(counts.values[:, y, x])
+    pixels, n = np.asarray(counts.pixels), np.asarray(counts.multiplicity)
+    row, column = np.divmod(pixels, size[1])
+    inside = (n > 0) & (row >= y.start) & (row < y.stop) & (column >= x.start) & (column < x.stop)
+    owner, hit = np.nonzero(inside)
+    moved = (row[owner, hit] - y.start) * window[1] + column[owner, hit] - x.start
+    key = owner * (window[0] * window[1]) + moved
+    key, kept = _merged(key, n[owner, hit].astype(np.int64))
+    return _padded(*np.divmod(key, window[0] * window[1]), kept, len(counts), window)
+
+
+def to_corner(counts: Counts, center: tuple[int, int] | None = None) -> Counts:
+    """Bring the zero frequency from the pixel `center` (y, x), default n//2, to index 0.
+
+    Where the centre is not at n//2 the frames are first cropped to the largest window around it:
+    a frame rolled as it is would show one edge at the frequencies of the other.
+
+    **Raises:** InputError if the centre is outside the frame.
+    """
+    counts = crop(counts, None, center)
+    ky, kx = counts.frame_shape
+    if isinstance(counts, Frames):
+        return Frames(jnp.roll(counts.values, (-(ky // 2), -(kx // 2)), axis=(1, 2)))
+    row, column = counts.pixels // kx, counts.pixels % kx
+    moved = (row - ky // 2) % ky * kx + (column - kx // 2) % kx
+    # Padding stays at pixel 0.
+    moved = jnp.where(counts.multiplicity > 0, moved, jnp.zeros_like(moved))
+    return Events(moved, counts.multiplicity, counts.shape)
