@@ -1,0 +1,79 @@
+"""From files to counts: one file a format, chosen by looking inside the data.
+
+`open_source(path)` describes a scan without reading its frames; `register` adds a format.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..counts import InputError
+from . import arrays, emd, stempy
+from .emd import write_emd as write_emd
+from .source import Source as Source
+from .stempy import write_stempy as write_stempy
+from .survey import (
+    Survey as Survey,
+    check_counts as check_counts,
+    check_series as check_series,
+    describe as describe,
+    survey as survey,
+)
+
+
+class Format(NamedTuple):
+    """How to tell a format by the file's content, and how to open it."""
+
+    recognises: Callable[[pathlib.Path], bool]
+    open: Callable[..., Source]
+
+
+# In the order of asking: the one that takes any array comes last.
+_FORMATS: dict[str, Format] = {
+    "emd": Format(emd.recognises, emd.open_source),
+    "stempy": Format(stempy.recognises, stempy.open_source),
+    "arrays": Format(arrays.recognises, arrays.open_source),
+}
+
+
+def register(
+    name: str, recognises: Callable[[pathlib.Path], bool], open: Callable[..., Source]
+) -> None:
+    """Add a format, asked before all others, or replace the one of this name.
+
+    `recognises(path)` looks inside the file; `open(path, **hints)` returns a `Source` whose `load`
+    takes flat scan positions and gives numpy frames or `(indptr, pixels)`.
+    """
+    others = {key: value for key, value in _FORMATS.items() if key != name}
+    _FORMATS.clear()
+    _FORMATS.update({name: Format(recognises, open), **others})
+
+
+def open_source(path: str | os.PathLike, **hints: Any) -> Source:
+    """Describe the scan in a file, reading none of its frames.
+
+    Hints say what the file does not: `dataset` (name inside the file), `scan_shape` (slow, fast),
+    `frame_shape` (ky, kx), and `format` to skip the recognition.
+
+    **Raises:** InputError, with the file's name and a remedy, if there is no such file, no format
+    recognises it, or it holds no frames.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}; check the path, relative to {pathlib.Path.cwd()}.")
+    if "format" in hints:
+        name = hints.pop("format")
+        if name not in _FORMATS:
+            raise InputError(f"{path}: there is no format {name!r}; known are {[*_FORMATS]}.")
+        return _FORMATS[name].open(path, **hints)
+    for reader in _FORMATS.values():
+        if reader.recognises(path):
+            return reader.open(path, **hints)
+    with open(path, "rb") as file:
+        start = file.read(8)
+    raise InputError(
+        f"{path}: is in none of the known formats {[*_FORMATS]}; it is not HDF5 and not a numpy "
+        f"file, but begins with {start!r}. Convert it, or add a reader with `register`."
+    )

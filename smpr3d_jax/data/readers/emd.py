@@ -1,0 +1,250 @@
+"""EMD 1.0 datacubes, as py4DSTEM writes them: dense frames with a calibration.
+
+The array is (slow scan, fast scan, detector row, detector column), which the format calls Rx, Ry,
+Qx, Qy. What is known of the experiment stands twice, in the axes `dim0` to `dim3` and in the group
+`calibration`, which wins. Of an axis only the step is used: its first entry may be in other units.
+`QR_rotation` turns a vector from the detector's axes to the scan's, after exchanging its components
+if `QR_flip` (as py4DSTEM applies it to Bragg vectors); our rotation turns positions the other way,
+exchanging first.
+"""
+
+import math
+import os
+import pathlib
+import uuid
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import UInt
+
+from ..counts import InputError
+from .hdf5 import attribute, dataset_at, frames_of, is_hdf5, listing, opened, written
+from .source import Source, layout, numeric
+
+
+UNITS: dict[str, tuple[str, dict[str, float]]] = {
+    "scan_step_A": (
+        "R",
+        {"A": 1.0, "Å": 1.0, "Angstrom": 1.0, "pm": 1e-2, "nm": 10.0, "um": 1e4, "µm": 1e4},
+    ),
+    "detector_pixel_mrad": ("Q", {"mrad": 1.0, "rad": 1e3, "urad": 1e-3, "µrad": 1e-3}),
+    "detector_pixel_inv_A": (
+        "Q",
+        {"A^-1": 1.0, "1/A": 1.0, "Å^-1": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1},
+    ),
+}
+"""Name of a fact -> of which space, and the size of the file's unit in ours."""
+PROBE = (
+    ("semiangle_mrad", "convergence_semiangle_mrad"),
+    ("semiangle_pixels", "convergence_semiangle_pixels"),
+    # It is in pixels, whatever its name suggests.
+    ("semiangle_pixels", "probe_semiangle"),
+    ("energy_ev", "energy_ev"),
+)
+
+
+def recognises(path: pathlib.Path) -> bool:
+    """Whether the file is HDF5 and calls itself an EMD 1.0 file."""
+    if not is_hdf5(path):
+        return False
+    with opened(path) as file:
+        return _text(attribute(file, "emd_group_type")) == "file"
+
+
+def open_source(
+    path: pathlib.Path,
+    dataset: str | None = None,
+    scan_shape: tuple[int, int] | None = None,
+    frame_shape: tuple[int, int] | None = None,
+) -> Source:
+    """Describe the datacube of an EMD file, `dataset` if there are several.
+
+    **Raises:** InputError if there is no datacube, more than one and no `dataset`, or its shape or
+    type is not that of counts.
+    """
+    with opened(path) as file:
+        cube, data = _find(path, file, dataset, 3 if scan_shape is not None else 4)
+        label = f"{path}: dataset '{cube.name}/data'"
+        dtype = numeric(label, data.dtype)
+        scan, frame = layout(label, data.shape, scan_shape, frame_shape)
+        facts, notes = _facts(cube, data.ndim)
+        name = f"{cube.name}/data"
+    return Source(
+        path, "emd", name, scan, frame, dtype, "dense", frames_of(path, name), facts, notes
+    )
+
+
+def _find(
+    path: pathlib.Path, file: h5py.File, dataset: str | None, axes: int
+) -> tuple[h5py.Group, h5py.Dataset]:
+    """The one datacube, or the one that was asked for, and its data."""
+    found: dict[str, tuple[h5py.Group, h5py.Dataset]] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Group) and "emd_group_type" in item.attrs:
+            data = dataset_at(item, "data")
+            if data is not None and data.ndim >= 3:
+                found[f"/{name}"] = item, data
+
+    file.visititems(visit)
+    if dataset is not None:
+        wanted = "/" + dataset.strip("/").removesuffix("/data")
+        chosen = [name for name in found if name == wanted or name.endswith(wanted)]
+    else:
+        chosen = [name for name, (_, data) in found.items() if axes <= data.ndim <= 4]
+    if len(chosen) == 1:
+        return found[chosen[0]]
+    if chosen:
+        raise InputError(
+            f"{path}: has {len(chosen)} datacubes: {', '.join(chosen)}; say which with `dataset`."
+        )
+    wanted = "no 4D datacube (scan_y, scan_x, ky, kx)" if dataset is None else f"no {dataset!r}"
+    raise InputError(
+        f"{path}: has {wanted}; it has {listing(file)}. Name one with `dataset`; a stack of frames "
+        "also needs a `scan_shape`."
+    )
+
+
+def _text(value: Any) -> str | None:
+    """A string from an attribute or a scalar dataset, however it was stored."""
+    if isinstance(value, h5py.Dataset):
+        value = value[()] if value.ndim == 0 else None
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value) if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number from a dataset, the mean if it has a value for each position."""
+    if not isinstance(value, h5py.Dataset) or value.dtype.kind not in "biuf" or not value.size:
+        return None
+    number = float(np.mean(value[()]))
+    return number if math.isfinite(number) else None
+
+
+def _calibration(cube: h5py.Group) -> dict[str, Any]:
+    """The calibration nearest to the datacube: its own, or that of a group around it."""
+    group: Any = cube
+    while True:
+        for item in group.get("metadatabundle", {}).values():
+            if _text(attribute(item, "python_class")) == "Calibration":
+                return dict(item.items())
+        if group.name == "/":
+            return {}
+        group = group.parent
+
+
+def _facts(cube: h5py.Group, axes: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the file says, in our units, and where it contradicts itself."""
+    known = _calibration(cube)
+    facts: dict[str, Any] = {}
+    notes: list[str] = []
+    # In a stack of frames no axis has the step of the scan.
+    for kind, dims in (("R", (0, 1) if axes == 4 else ()), ("Q", (axes - 2, axes - 1))):
+        size, units = (known.get(f"{kind}_pixel_{what}") for what in ("size", "units"))
+        said = _sampling(kind, _number(size), units)
+        drawn = [step for i in dims if (step := _axis(kind, cube.get(f"dim{i}"))) is not None]
+        if said is not None:
+            name, value = said
+            facts[name] = (value, value)
+            notes += [
+                f"{name} is {value:g} in the calibration, which is used, but {step:g} along an axis"
+                for axis, step in drawn
+                if axis == name and not math.isclose(step, value, rel_tol=1e-3)
+            ]
+        elif len(drawn) == 2 and drawn[0][0] == drawn[1][0]:
+            facts[drawn[0][0]] = (drawn[0][1], drawn[1][1])
+    facts |= _orientation(known) | _probe(known)
+    return facts, tuple(dict.fromkeys(notes))
+
+
+def _sampling(kind: str, size: float | None, units: Any) -> tuple[str, float] | None:
+    """Name of the fact and its value in our units; None for pixels and unknown units."""
+    unit = (_text(units) or "").strip().strip("[]")
+    for name, (space, factors) in UNITS.items():
+        if space == kind and unit in factors and size is not None and size > 0:
+            return name, size * factors[unit]
+    return None
+
+
+def _axis(kind: str, dim: Any) -> tuple[str, float] | None:
+    """Sampling along an axis, from its first two entries."""
+    if not isinstance(dim, h5py.Dataset) or dim.dtype.kind not in "iuf" or len(dim) < 2:
+        return None
+    first, second = dim[:2].astype(float)
+    return _sampling(kind, float(second - first), attribute(dim, "units"))
+
+
+def _orientation(known: dict[str, Any]) -> dict[str, Any]:
+    """Rotation and transposition of the scan; a bare `QR_flip = False` is only a default."""
+    angle, degrees = _number(known.get("QR_rotation")), _number(known.get("QR_rotation_degrees"))
+    flip = bool(_number(known.get("QR_flip")) or 0)
+    if angle is not None:
+        degrees = math.degrees(angle)
+    facts: dict[str, Any] = {}
+    if degrees is not None:
+        facts["rotation_deg"] = -degrees if flip else degrees
+    if degrees is not None or flip:
+        facts["transpose"] = flip
+    return facts
+
+
+def _probe(known: dict[str, Any]) -> dict[str, Any]:
+    """Centre of the detector, aperture and energy, as far as they were written down."""
+    facts: dict[str, Any] = {}
+    y, x = (_number(known.get(f"{name}_mean", known.get(name))) for name in ("qx0", "qy0"))
+    if y is not None and x is not None:
+        facts["center"] = (y, x)
+    for fact, key in PROBE:
+        value = _number(known.get(key))
+        if value is not None and value > 0:
+            facts.setdefault(fact, value)
+    return facts
+
+
+def write_emd(
+    path: str | os.PathLike,
+    frames: UInt[np.ndarray, "scan_y scan_x ky kx"],
+    scan_step: float | tuple[float, float],
+    detector_pixel_mrad: float,
+    energy: float | None = None,
+) -> None:
+    """Write counts as an EMD 1.0 datacube that py4DSTEM reads.
+
+    `scan_step` in Å (one, or slow and fast), detector pixel in mrad, energy in eV. The zero
+    frequency belongs in the centre, n//2. The file appears under its name when it is complete.
+    """
+    steps = scan_step if isinstance(scan_step, tuple) else (scan_step, scan_step)
+    sampling = (*steps, detector_pixel_mrad, detector_pixel_mrad)
+    known: dict[str, Any] = {
+        "Q_pixel_size": float(detector_pixel_mrad),
+        "Q_pixel_units": "mrad",
+        "QR_flip": False,
+    }
+    if steps[0] == steps[1]:
+        known |= {"R_pixel_size": float(steps[0]), "R_pixel_units": "A"}
+    if energy is not None:
+        known["energy_ev"] = float(energy)
+    with written(path) as file:
+        file.attrs.update(emd_group_type="file", version_major=1, version_minor=0)
+        file.attrs.update(UUID=str(uuid.uuid4()), authoring_program="smpr3d_jax", authoring_user="")
+        root = _group(file, "datacube_root", "root", "Root")
+        cube = _group(root, "datacube", "array", "DataCube")
+        cube.create_dataset("data", data=frames).attrs["units"] = "pixel intensity"
+        for i, (name, step) in enumerate(zip(("Rx", "Ry", "Qx", "Qy"), sampling, strict=True)):
+            dim = cube.create_dataset(f"dim{i}", data=np.arange(2) * float(step))
+            dim.attrs.update(name=name, units="A" if i < 2 else "mrad")
+        bundle = _group(root, "metadatabundle", "metadatabundle")
+        calibration = _group(bundle, "calibration", "metadata", "Calibration")
+        for key, value in known.items():
+            kind = {bool: "bool", str: "string"}.get(type(value), "number")
+            calibration.create_dataset(key, data=value).attrs["type"] = kind
+
+
+def _group(parent: h5py.Group, name: str, kind: str, python_class: str | None = None) -> h5py.Group:
+    group = parent.create_group(name)
+    group.attrs["emd_group_type"] = kind
+    if python_class is not None:
+        group.attrs["python_class"] = python_class
+    return group

@@ -1,0 +1,211 @@
+"""What a reader hands over: a description of the data, and a way to read some of it.
+
+A reader is a module with two functions: `recognises(path) -> bool` looks inside the file,
+`open_source(path, **hints) -> Source` reads the description and no frames. A source's `load`
+takes flat positions (row after row of the scan) and answers with a numpy array of frames, or with
+events as compressed rows `(indptr, pixels)`; the zero frequency is where the file has it. The hints
+that every reader knows: `dataset`, `scan_shape` (slow, fast), `frame_shape` (ky, kx).
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, Integer, Shaped
+
+from ..counts import Counts, Frames, InputError, events_from_csr
+
+
+Positions = Int[np.ndarray, " frames"]
+"""Flat numbers of scan positions, row after row."""
+Load = Callable[[Positions], Any]
+"""Positions -> array of frames, or (indptr, pixels)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One scan in one file, described and not yet read.
+
+    `facts` holds what the file says about the experiment, in our units, and nothing else:
+    `scan_step_A` and `detector_pixel_mrad` or `detector_pixel_inv_A` (each (y, x)), `center` (y, x)
+    in pixels, `rotation_deg`, `transpose`, `energy_ev`, `semiangle_mrad`, `semiangle_pixels`.
+    `notes` says what in the file deserves a second look.
+    """
+
+    path: pathlib.Path
+    format: str
+    dataset: str
+    scan_shape: tuple[int, int]
+    frame_shape: tuple[int, int]
+    dtype: np.dtype
+    kind: Literal["dense", "events"]
+    load: Load
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return math.prod(self.scan_shape)
+
+    def __str__(self) -> str:
+        return f"{self.path}, dataset {self.dataset!r}"
+
+    def read(self, index: Integer[np.ndarray, " frames"] | slice | None = None) -> Counts:
+        """The counts at flat scan positions (default: all), zero frequency where the file has it.
+
+        **Raises:** InputError for a position outside the scan, a count that is negative or not a
+        number, or an event outside the frame.
+        """
+        positions = self.positions(index)
+        data = self.load(positions)
+        if self.kind == "dense":
+            for what, found in faults(data).items():
+                if what in UNUSABLE:
+                    self.complain(what, positions[found])
+            return Frames(jnp.asarray(_storable(data, self)))
+        indptr, pixels = data
+        try:
+            return events_from_csr(indptr, pixels, self.frame_shape)
+        except InputError as error:
+            raise InputError(f"{self}: {error}") from error
+
+    def positions(self, index: Integer[np.ndarray, " frames"] | slice | None) -> Positions:
+        """`index` as an array of flat positions."""
+        if index is None or isinstance(index, slice):
+            return np.arange(len(self))[index or slice(None)]
+        wrong = (index < 0) | (index >= len(self))
+        if wrong.any():
+            raise InputError(
+                f"{self}: there is no scan position {index[wrong][0]}; the scan of "
+                f"{self.scan_shape[0]} × {self.scan_shape[1]} has 0 to {len(self) - 1}."
+            )
+        return index.astype(int)
+
+    def blocks(self, size: int = 2**26) -> Iterator[Positions]:
+        """Runs of positions, whose dense frames take about `size` bytes each."""
+        step = max(1, size // (math.prod(self.frame_shape) * self.dtype.itemsize))
+        for start in range(0, len(self), step):
+            yield np.arange(start, min(start + step, len(self)))
+
+    def complain(self, what: str, positions: Positions) -> None:
+        """Raise InputError: `what` is wrong in the frames at these positions, if there are any."""
+        if len(positions):
+            first = int(positions[0])
+            row, column = divmod(first, self.scan_shape[1])
+            raise InputError(
+                f"{self}: {len(positions)} of {len(self)} frames {FAULTS[what]}, the first is "
+                f"frame {first} (scan position {row}, {column}). {REMEDIES[what]}"
+            )
+
+
+FAULTS = {
+    "not finite": "have pixels that are not a number or infinite",
+    "negative": "have negative counts",
+    "not whole": "have counts that are not whole numbers",
+    "empty": "have no counts at all",
+}
+"""What may be wrong with a frame, in words."""
+REMEDIES = {
+    "not finite": "Replace them with counts, or leave these pixels out by cropping.",
+    "negative": "Undo the subtraction of a background, or count the electrons.",
+    "not whole": "Poisson statistics need electrons: divide by the counts an electron makes.",
+    "empty": "Leave these positions out, or allow empty frames if the dose was that low.",
+}
+UNUSABLE = ("not finite", "negative")
+
+
+def faults(frames: Shaped[np.ndarray, "frames ky kx"]) -> dict[str, Bool[np.ndarray, " frames"]]:
+    """For each of `FAULTS`, which of these dense frames have it."""
+    pixels = frames.reshape(len(frames), math.prod(frames.shape[1:]))
+    none = np.zeros(len(frames), bool)
+    found = dict.fromkeys(FAULTS, none) | {"empty": np.max(pixels != 0, axis=1) == 0}
+    if frames.dtype.kind == "f":
+        found["not finite"] = np.min(np.isfinite(pixels), axis=1) == 0
+        found["not whole"] = (np.max(np.floor(pixels) != pixels, axis=1) > 0) & ~found["not finite"]
+    if frames.dtype.kind in "fi":
+        found["negative"] = np.min(pixels, axis=1) < 0
+    return found
+
+
+def _storable(frames: Shaped[np.ndarray, "frames ky kx"], source: object) -> np.ndarray:
+    """Frames in a type that JAX keeps: the stored one, or its 32-bit sibling."""
+    wanted = {"b": np.dtype(np.uint8), "f": np.dtype(np.float32)}.get(frames.dtype.kind)
+    if wanted is None or frames.dtype == np.float64:
+        wanted = np.dtype(jax.dtypes.canonicalize_dtype(frames.dtype))
+    if wanted.kind in "iu" and frames.max(initial=0) > np.iinfo(wanted).max:
+        raise InputError(
+            f"{source}: a count of {frames.max()} does not fit into {wanted}; these are hardly "
+            "electrons: check the dataset, or store them as floating-point numbers."
+        )
+    return frames.astype(wanted, copy=False)
+
+
+def layout(
+    name: str,
+    shape: tuple[int, ...],
+    scan_shape: tuple[int, int] | None,
+    frame_shape: tuple[int, int] | None,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Scan and frame shape of a dense array of `shape`, agreed with what the user says.
+
+    **Raises:** InputError unless there are four axes, or three and a scan shape, and all agree.
+    """
+    if len(shape) not in (3, 4):
+        raise InputError(
+            f"{name} has shape {shape}; frames need four axes (scan_y, scan_x, ky, kx), or three "
+            "(frames, ky, kx) with a `scan_shape`."
+        )
+    frames, pixels = math.prod(shape[:-2]), (shape[-2], shape[-1])
+    if scan_shape is None and len(shape) == 3:
+        raise InputError(
+            f"{name} is a stack of {frames} frames, shape {shape}; give its `scan_shape` (slow, "
+            f"fast), whose product is {frames}."
+        )
+    scan = (shape[0], shape[1]) if scan_shape is None else (int(scan_shape[0]), int(scan_shape[1]))
+    if math.prod(scan) != frames:
+        raise InputError(
+            f"{name} has {frames} frames (shape {shape}), but scan_shape={scan} asks for "
+            f"{math.prod(scan)}; give one whose product is {frames}."
+        )
+    if frame_shape is not None and tuple(frame_shape) != pixels:
+        raise InputError(
+            f"{name} has frames of {pixels} pixels, but frame_shape={tuple(frame_shape)} was "
+            "asked for; leave it out, or crop after reading."
+        )
+    if min(*scan, *pixels) < 1:
+        raise InputError(f"{name} has shape {shape}: there is no frame in it.")
+    return scan, pixels
+
+
+def numeric(name: str, dtype: np.dtype) -> np.dtype:
+    """`dtype`, if it can hold counts.
+
+    **Raises:** InputError for complex numbers, text and records.
+    """
+    if dtype.kind not in "buif":
+        raise InputError(
+            f"{name} holds {dtype}, which are not counts; integers or real numbers are needed."
+        )
+    return dtype
+
+
+def gather(array: Any, positions: Positions) -> Shaped[np.ndarray, "frames ky kx"]:
+    """Frames at flat `positions` of a 3D or 4D array on disk, reading nothing else.
+
+    `array` is anything with `shape`, `dtype` and slices: a memory map or an HDF5 dataset.
+    """
+    wanted, back = np.unique(positions, return_inverse=True)
+    width = array.shape[1] if array.ndim == 4 else array.shape[0]
+    shape = (len(wanted), *array.shape[-2:])
+    frames = np.empty(shape, np.dtype(array.dtype).newbyteorder("="))
+    new = (np.diff(wanted, prepend=-2) != 1) | (wanted % width == 0)
+    edges = np.append(np.flatnonzero(new), len(wanted))
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        row, column = divmod(int(wanted[start]), width)
+        run = slice(column, column + int(stop - start))
+        frames[start:stop] = array[row, run] if array.ndim == 4 else array[run]
+    return frames if np.array_equal(back, np.arange(len(back))) else frames[back]

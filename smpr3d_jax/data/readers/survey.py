@@ -1,0 +1,150 @@
+"""What is in a scan, read once and in blocks, before anything long is begun with it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ..counts import InputError
+from .source import FAULTS, UNUSABLE, Source, faults
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Electrons of each frame, the sum of all frames, the largest count, and the faulty frames.
+
+    `faulty` says for each kind of fault which frames have it; `pattern` has the zero frequency
+    where the file has it.
+    """
+
+    electrons: Float[np.ndarray, " frames"]
+    pattern: Float[np.ndarray, "ky kx"]
+    largest: float
+    faulty: dict[str, Bool[np.ndarray, " frames"]]
+
+
+def survey(source: Source) -> Survey:
+    """Look at every count of a source once, a block at a time.
+
+    **Raises:** InputError for an event outside the frame.
+    """
+    ky, kx = source.frame_shape
+    pattern, largest = np.zeros(ky * kx), 0.0
+    electrons, faulty = [], {name: [] for name in FAULTS}
+    for positions in source.blocks():
+        data = source.load(positions)
+        if source.kind == "events":
+            indptr, pixels = data
+            per_frame = np.diff(indptr)
+            owner = np.repeat(np.arange(len(per_frame)), per_frame)
+            _, times = np.unique(owner * (ky * kx) + pixels, return_counts=True)
+            found = {"empty": per_frame == 0}
+            pattern += np.bincount(pixels.astype(np.int64), minlength=ky * kx)
+        else:
+            found = faults(data)
+            finite = np.nan_to_num(data, posinf=0, neginf=0) if data.dtype.kind == "f" else data
+            per_frame, times = finite.sum(axis=(1, 2), dtype=float), finite
+            pattern += finite.sum(axis=0, dtype=float).ravel()
+        largest = max(largest, float(times.max(initial=0)))
+        electrons.append(per_frame.astype(float))
+        for name, rows in faulty.items():
+            rows.append(found.get(name, np.zeros(len(positions), bool)))
+    joined = {name: np.concatenate(rows) for name, rows in faulty.items()}
+    return Survey(np.concatenate(electrons), pattern.reshape(ky, kx), largest, joined)
+
+
+def check_counts(source: Source, allow_empty: bool = False) -> tuple[str, ...]:
+    """Refuse a scan whose counts cannot be used; say what else deserves a second look.
+
+    **Raises:** InputError for counts that are negative or not a number, events outside the frame,
+    and empty frames unless `allow_empty` (a scan without any electron is refused always).
+    """
+    seen = survey(source)
+    allowed = allow_empty and not seen.faulty["empty"].all()
+    for what in (*UNUSABLE, *(() if allowed else ("empty",))):
+        source.complain(what, np.flatnonzero(seen.faulty[what]))
+    return _remarks(seen)
+
+
+def _remarks(seen: Survey) -> tuple[str, ...]:
+    counts = {what: int(np.count_nonzero(rows)) for what, rows in seen.faulty.items()}
+    return tuple(
+        f"{n} of {len(seen.electrons)} frames {FAULTS[what]}, the first is frame "
+        f"{int(np.argmax(seen.faulty[what]))}"
+        for what, n in counts.items()
+        if n
+    )
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What a file says and what its counts look like, as plain numbers and words.
+
+    `center_of_mass` (y, x) is that of the sum of all frames, in pixels from index 0.
+
+    **Raises:** InputError for an event outside the frame.
+    """
+    seen = survey(source)
+    total = float(seen.electrons.sum())
+    rows, columns = (np.arange(n) for n in source.frame_shape)
+    center = None
+    if total > 0:
+        center = (
+            float(rows @ seen.pattern.sum(axis=1) / total),
+            float(columns @ seen.pattern.sum(axis=0) / total),
+        )
+    return {
+        "path": str(source.path),
+        "format": source.format,
+        "dataset": source.dataset,
+        "kind": source.kind,
+        "scan_shape": source.scan_shape,
+        "frame_shape": source.frame_shape,
+        "dtype": str(source.dtype),
+        "facts": dict(source.facts),
+        "total_counts": total,
+        "mean_electrons_per_frame": total / len(source),
+        "fewest_and_most_in_a_frame": (float(seen.electrons.min()), float(seen.electrons.max())),
+        "largest_count": seen.largest,
+        "empty_frames": int(np.count_nonzero(seen.faulty["empty"])),
+        "center_of_mass": center,
+        "notes": (*source.notes, *_remarks(seen)),
+    }
+
+
+def check_series(sources: Sequence[Source], same_raster: bool = True) -> tuple[str, ...]:
+    """Refuse scans that cannot be one series; say where they differ otherwise.
+
+    All need one frame shape and, as far as the files say, one detector sampling and energy; with
+    `same_raster` also one scan shape.
+
+    **Raises:** InputError naming the first scan that differs from the first.
+    """
+    if not sources:
+        raise InputError("A series needs at least one scan; none was given.")
+    first = sources[0]
+    notes = []
+    for other in sources[1:]:
+        for name in ("frame_shape", "scan_shape") if same_raster else ("frame_shape",):
+            if getattr(other, name) != getattr(first, name):
+                raise InputError(
+                    f"{other.path}: {name} is {getattr(other, name)}, but that of {first.path} is "
+                    f"{getattr(first, name)}; the scans of a series need the same. Crop the larger "
+                    "one, or give a hint if the file was read with the wrong shape."
+                )
+        for fact in ("detector_pixel_mrad", "detector_pixel_inv_A", "energy_ev", "scan_step_A"):
+            if fact in first.facts and fact in other.facts:
+                a, b = (np.ravel(s.facts[fact]) for s in (first, other))
+                if all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True)):
+                    continue
+                there, here = other.facts[fact], first.facts[fact]
+                said = f"{other.path}: {fact} is {there}, in {first.path} it is {here}"
+                if fact != "scan_step_A":
+                    raise InputError(
+                        f"{said}; the scans of a series share one camera length and energy. "
+                        "Correct the wrong file, or leave the scan out."
+                    )
+                notes.append(said)
+    return tuple(notes)
