@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from smpr3d_jax.physics.grid import Grid
+from smpr3d_jax.physics.specimen import Slices
 
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -34,3 +36,14 @@ def directional_derivative(function, at, direction, step):
     """Central difference of a real `function` of a pytree along `direction`."""
     move = lambda s: jax.tree.map(lambda a, d: a + s * d, at, direction)
     return (float(function(move(step))) - float(function(move(-step)))) / (2 * step)
+
+
+def random_slices(shape, sampling, depths, strength=10.0, seed=3):
+    """Smooth random projected potential of rms `strength` V Å on planes at `depths`."""
+    rng = np.random.default_rng(seed)
+    grid = Grid(shape, sampling)
+    ky, kx = grid.frequencies()
+    envelope = np.exp(-(ky**2 + kx**2) / (2 * 0.25**2))
+    noise = np.fft.fft2(rng.normal(size=(len(depths), *shape))) * envelope
+    potential = np.fft.ifft2(noise).real
+    return Slices(jnp.asarray(strength * potential / potential.std()), tuple(depths), grid)

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from ..physics.fourier import fft, ifft, phase_factor
-from ..physics.optics import wavelength
-from ..physics.smatrix import SMatrix
+from ..physics.detector import Detector
+from ..physics.forward import Beamlets, beamlets, Blocks, Scattering
+from ..physics.fourier import convolve, fft, ifft, phase_factor
+from ..physics.optics import Optics, wavelength
+from ..physics.scan import Scan
+from ..physics.smatrix import SMatrix, TiltModes
 
 
 class Gauge(NamedTuple):
@@ -110,14 +113,15 @@ def confocal(focus: Focus, depth: Float[Array, ""]) -> Complex[Array, "y x"]:
     away = depth - focus.plane - focus.gauge.depth
     turn = -2 * math.pi * focus.wavelength * away
     along_x = phase_factor(turn * kx[0][None, :] * focus.points[:, 1:])
+    weights = focus.weights.astype(along_x.dtype)
 
     def row(k_and_spectrum):
         k, spectrum = k_and_spectrum
-        turned = focus.basis * (focus.weights * phase_factor(turn * k * focus.points[:, 0]))[None]
+        turned = focus.basis * (phase_factor(turn * k * focus.points[:, 0]) * weights)[None]
         columns = along_x
         if focus.collector is not None:
             angle = jnp.hypot(k + focus.points[:, :1], kx[0][None, :] + focus.points[:, 1:])
-            columns = columns * (angle <= focus.collector * 1e-3 / focus.wavelength)
+            columns = jnp.where(angle <= focus.collector * 1e-3 / focus.wavelength, columns, 0)
         return jnp.sum(spectrum * (turned @ columns), axis=0)
 
     total = jax.lax.map(row, (ky[:, 0], focus.spectra.swapaxes(0, 1)))
@@ -165,11 +169,11 @@ def unwrap(
 
     u = wave/|wave|; Laplacians and their inverse are taken in Fourier space.
     """
-    unit = wave / jnp.maximum(jnp.abs(wave), 1e-12)
+    unit = wave / jnp.maximum(jnp.abs(wave), 1e-12).astype(wave.dtype)
     square = frequencies[0] ** 2 + frequencies[1] ** 2
-    curl = jnp.imag(jnp.conj(unit) * ifft(fft(unit) * square))
     inverse = jnp.where(square > 0, 1 / jnp.where(square > 0, square, 1.0), 0.0)
-    return jnp.real(ifft(fft(curl.astype(wave.dtype)) * inverse))
+    curl = jnp.imag(jnp.conj(unit) * convolve(unit, square.astype(wave.dtype)))
+    return jnp.real(convolve(curl.astype(wave.dtype), inverse.astype(wave.dtype)))
 
 
 SECTIONS: dict[str, Callable[[Focus, Float[Array, ""]], Float[Array, "y x"]]] = {
@@ -220,3 +224,61 @@ def section_blocks(
     for first in range(0, len(depths), block):
         part = depths[first : first + block]
         yield part, _planes(prepared, jnp.asarray(part, prepared.points.dtype), SECTIONS[mode])
+
+
+class VirtualImages(NamedTuple):
+    """Images (z, y, x) and the place (y, x) Å of their pixel (0, 0) in the scan's frame."""
+
+    images: Float[Array, "z y x"]
+    origin: tuple[float, float]
+
+
+def virtual_images(
+    specimen: SMatrix,
+    optics: Optics,
+    detector: Detector,
+    depths: Float[Array, " z"] | Float[np.ndarray, " z"],
+    mask: Float[Array, "ky kx"],
+) -> VirtualImages:
+    """What a STEM detector of weights `mask` records when a perfect probe is focused at `depths`.
+
+    I(r; z) = sum_k mask(k) |F{exit wave of a probe at (r, z)}|² in fractions of the beam, at every
+    pixel whose window lies inside the field. The zero frequency of `mask` is in the corner. The
+    output gauge of S drops out; each depth costs one forward pass.
+    """
+    window = detector.window(optics.wavelength)
+    count = [n - m + 1 for n, m in zip(specimen.grid.shape, window.shape, strict=True)]
+    origin = [
+        o + (m // 2) * d
+        for o, m, d in zip(specimen.origin, window.shape, window.sampling, strict=True)
+    ]
+    positions = np.asarray(origin) + np.stack(
+        np.meshgrid(*(np.arange(n) * d for n, d in zip(count, window.sampling, strict=True)), indexing="ij"), -1
+    ).reshape(-1, 2)
+    real = specimen.waves.real.dtype
+    scan = Scan(jnp.asarray(positions, real), jnp.zeros(len(positions), jnp.int32))
+    images = _virtual_planes(
+        specimen, scan, detector, jnp.asarray(depths, real), mask.astype(real), optics.energy,
+        optics.semiangle, (count[0], count[1]),
+    )  # fmt: skip
+    return VirtualImages(images, (origin[0], origin[1]))
+
+
+@eqx.filter_jit
+def _virtual_planes(specimen, scan, detector, depths, mask, energy, semiangle, shape):
+    camera = Detector(detector.shape, detector.pixel, 1)
+    numbers = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
+
+    def plane(depth):
+        lens = Optics(energy, semiangle, {"C10": -depth[None]})
+        model = Scattering(lens, specimen, scan, camera, jnp.ones(1, mask.dtype))
+        if isinstance(specimen, TiltModes):
+            centred = jnp.zeros(1, mask.dtype)
+            values = beamlets(lens, specimen, model.window, model.dose, centred, centred)[0, 0]
+            plan = Beamlets(values, jnp.zeros(scan.series.shape, jnp.int32))
+        else:
+            plan = Blocks((0, shape[1] - 1))
+        model = eqx.tree_at(lambda m: m.plan, model, plan, is_leaf=lambda x: x is None)
+        return jax.lax.map(lambda row: jnp.sum(model(row) * mask[None], axis=(1, 2)), numbers)
+
+    return jax.lax.map(plane, depths)

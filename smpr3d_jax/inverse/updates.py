@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
+
+from ..physics.forward import Scattering
+from ..physics.smatrix import Beams
 
 
 class Updates(NamedTuple):
@@ -56,6 +60,29 @@ def _labels(names: tuple[str, ...], tree: PyTree) -> PyTree:
 
 def _key(entry: Any) -> Any:
     return getattr(entry, "name", getattr(entry, "key", getattr(entry, "idx", entry)))
+
+
+def largest_eigenvalue(model: Scattering, scan_step: tuple[float, float]) -> float:
+    """Bound of the eigenvalues of A^H A, A the map from `specimen.waves` to all exit waves.
+
+    On a raster of step (s_y, s_x) A^H A is diagonal but for aliases, with the eigenvalue
+    (pixel area)/(s_y s_x) times the summed dose, divided by their number for beams (each carries
+    that share of the probe). Steps above lambda/(2 alpha) tie tilts together that differ by a
+    reciprocal vector of the raster; the factor is the most tilts so tied.
+    """
+    specimen, step = model.specimen, np.asarray(scan_step, float)
+    share = specimen.waves.shape[0] if isinstance(specimen, Beams) else 1
+    size = model.window.pixel_area / float(step.prod()) * float(jnp.sum(model.dose)) / share
+    return size * _aliases(specimen.cutoff, step)
+
+
+def _aliases(cutoff: float, step: np.ndarray) -> int:
+    """Most points of the raster's reciprocal lattice inside a disc of radius `cutoff`."""
+    cell = [np.linspace(-0.5, 0.5, 33) / s for s in step]
+    reach = [np.arange(-n, n + 1) / s for n, s in zip(np.ceil(cutoff * step) + 1, step, strict=True)]
+    y = cell[0][:, None, None, None] + reach[0][None, None, :, None]
+    x = cell[1][None, :, None, None] + reach[1][None, None, None, :]
+    return max(1, int((np.hypot(y, x) <= cutoff).sum(axis=(2, 3)).max()))
 
 
 class NesterovState(NamedTuple):

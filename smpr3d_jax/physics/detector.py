@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from .fourier import fft
@@ -12,17 +13,30 @@ class Detector(eqx.Module):
     """A camera in the far field: `shape` (y, x) pixels of `pixel` mrad.
 
     `integration` = f models a pixel's finite width by a box of f samples of the f times finer
-    pattern (1: the pattern is sampled at the pixels' centres, 2: enough for real cameras).
+    pattern (1: the pattern is sampled at the centre of each pixel, 2: enough for real cameras).
+    `offset` (y, x) is where the zero frequency lies beside the centre of its pixel, in pixels.
     """
 
     shape: tuple[int, int] = eqx.field(static=True)
     pixel: float = eqx.field(static=True)
     integration: int = eqx.field(static=True, default=2)
+    offset: tuple[float, float] = eqx.field(static=True, default=(0.0, 0.0))
 
     def window(self, wavelength: float) -> Grid:
         """The window in real space that this camera sees: sampling lambda/(n pixel)."""
         step = [wavelength / (n * self.pixel * 1e-3) for n in self.shape]
         return Grid(self.shape, (step[0], step[1]))
+
+    def __call__(self, exit_waves: Complex[Array, "*batch y x"]) -> Float[Array, "*batch ky kx"]:
+        """Expected electrons per pixel, zero frequency in the corner."""
+        if self.offset != (0.0, 0.0):
+            turns = [np.arange(n) * o / n for n, o in zip(self.shape, self.offset, strict=True)]
+            ramp = np.exp(2j * np.pi * (turns[0][:, None] + turns[1][None, :]))
+            batch = (1,) * (exit_waves.ndim - 2)
+            exit_waves = exit_waves * jnp.asarray(ramp, exit_waves.dtype).reshape(
+                *batch, *ramp.shape
+            )
+        return intensity(exit_waves, self.integration)
 
 
 def intensity(
@@ -53,3 +67,15 @@ def bin_centred(image: Float[Array, "*shape"], factor: int, axis: int) -> Float[
         weight = 0.5 if 2 * j == factor else 1.0
         total = total + weight * (part(j) + jnp.roll(part(factor - j), 1, axis))
     return total
+
+
+def annulus(
+    detector: Detector, outer: float, inner: float = 0.0, center: tuple[float, float] = (0.0, 0.0)
+) -> Float[Array, "ky kx"]:
+    """Weights of a virtual detector between `inner` and `outer` mrad from `center` (y, x) mrad.
+
+    1 on pixels whose centre is inside, zero frequency in the corner; `inner` 0 is a disc.
+    """
+    ky, kx = (np.fft.fftfreq(n, 1 / n) * detector.pixel for n in detector.shape)
+    radius = np.hypot(ky[:, None] - center[0], kx[None, :] - center[1])
+    return jnp.asarray((radius <= outer) & ((radius >= inner) | (inner == 0)), float)

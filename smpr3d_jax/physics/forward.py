@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from .detector import Detector, intensity
+from .detector import Detector
 from .fourier import phase_factor
 from .grid import Grid
 from .optics import aberration_phase, aperture, Optics
@@ -63,7 +63,7 @@ class Scattering(eqx.Module):
     plan: Beamlets | Blocks | None = None
 
     def __call__(self, index: Int[Array, " frames"]) -> Float[Array, "frames ky kx"]:
-        return intensity(exit_waves(self, index), self.detector.integration)
+        return self.detector(exit_waves(self, index))
 
     @property
     def window(self) -> Grid:
@@ -108,14 +108,16 @@ def beamlets(
     over h factor into one matrix product along y and one along x.
     """
     fine, spectrum = _illumination(optics, specimen, window)
-    spectrum = spectrum * jnp.sqrt(dose)[:, None, None, None]
+    spectrum = spectrum * jnp.sqrt(dose)[:, None, None, None].astype(spectrum.dtype)
     ramps = []
     for axis, rest in enumerate((rest_y, rest_x)):
         pixel = np.arange(window.shape[axis]) - window.shape[axis] // 2
         # Whole turns are dropped on the host in float64; only the remainder is left to float32.
         turns = np.outer(pixel * window.sampling[axis], fine[axis])
         steady = phase_factor(jnp.asarray(2 * np.pi * (turns % 1.0), rest.dtype))
-        shift = phase_factor(-2 * math.pi * rest[:, None] * jnp.asarray(fine[axis], rest.dtype)[None])
+        shift = phase_factor(
+            -2 * math.pi * rest[:, None] * jnp.asarray(fine[axis], rest.dtype)[None]
+        )
         ramps.append(steady[None] * shift[:, None, :])
     rows = jnp.einsum("tmh,dphk->dtpmk", ramps[0], spectrum)
     return jnp.einsum("dtpmk,unk->dtupmn", rows, ramps[1])
@@ -140,7 +142,7 @@ def _illumination(optics: Optics, specimen: TiltModes, window: Grid):
         optics.aberrations, jnp.asarray(ky, dtype), jnp.asarray(kx, dtype), optics.energy
     )
     wave = phase_factor(-chi - jnp.asarray(travel, dtype)[None])
-    return fine, wave[:, None] * jnp.asarray(amplitude * modes, dtype)[None]
+    return fine, wave[:, None] * jnp.asarray(amplitude * modes, wave.dtype)[None]
 
 
 def prepare(
@@ -256,7 +258,8 @@ def _beam_weights(model: Scattering, specimen: Beams) -> Complex[Array, "scans b
     chi = aberration_phase(model.optics.aberrations, ky, kx, model.optics.energy)
     pixels = model.window.shape[0] * model.window.shape[1]
     size = jnp.sqrt(model.dose / (len(h) * pixels))
-    return size[:, None] * phase_factor(-chi - jnp.asarray(travel, chi.dtype)[None])
+    wave = phase_factor(-chi - jnp.asarray(travel, chi.dtype)[None])
+    return wave * size[:, None].astype(wave.dtype)
 
 
 def _tilted(specimen: Beams, corner, shape):

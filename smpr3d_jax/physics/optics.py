@@ -9,7 +9,7 @@ what the models differentiate.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -187,14 +187,23 @@ class Optics(eqx.Module):
 def focal_series(
     energy: float,
     semiangle: float,
-    defocus: Float[np.ndarray, " scans"] | list[float],
-    aberrations: Mapping[str, float] | None = None,
+    defocus: Sequence[float | int] | Float[np.ndarray, " scans"],
+    aberrations: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
 ) -> Optics:
-    """Optics of scans that differ in `defocus` (Å) and share polar `aberrations` (Å, rad)."""
+    """Optics of scans focused at `defocus` (Å).
+
+    `aberrations`: polar coefficients (Å, rad) common to all scans, or one mapping a scan.
+    """
     count = len(defocus)
-    shared = cartesian({k: v for k, v in (aberrations or {}).items() if k != "C10"})
-    c10 = (aberrations or {}).get("C10", 0.0) - np.asarray(defocus, float)
-    values = {"C10": c10} | {name: np.full(count, v) for name, v in shared.items()}
+    given = aberrations or {}
+    each = [given] * count if isinstance(given, Mapping) else list(given)
+    if len(each) != count:
+        raise ValueError(f"`focal_series`: {count} defoci but aberrations for {len(each)} scans.")
+    values: dict[str, np.ndarray] = {"C10": np.zeros(count)}
+    for scan, one in enumerate(each):
+        for name, value in cartesian(one).items():
+            values.setdefault(name, np.zeros(count))[scan] = value
+    values["C10"] = values["C10"] - np.asarray(defocus, float)
     return Optics(energy, semiangle, {name: jnp.asarray(v, float) for name, v in values.items()})
 
 

@@ -35,7 +35,9 @@ def raster(
     `transpose` exchanges the scan's axes first; `rotation` (rad) then turns the scan about its
     first position, from the detector's x axis towards its y axis.
     """
-    slow, fast = np.meshgrid(*(np.arange(n) * d for n, d in zip(shape, step, strict=True)), indexing="ij")
+    slow, fast = np.meshgrid(
+        *(np.arange(n) * d for n, d in zip(shape, step, strict=True)), indexing="ij"
+    )
     y, x = (fast.ravel(), slow.ravel()) if transpose else (slow.ravel(), fast.ravel())
     cos, sin = np.cos(rotation), np.sin(rotation)
     return np.stack([cos * y + sin * x, cos * x - sin * y], axis=-1)

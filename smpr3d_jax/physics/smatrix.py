@@ -14,11 +14,14 @@ s_h(q), q the transfer; hence the smoothness in h that makes few modes enough.
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from .grid import Grid
+from .propagation import multislice, Pair
+from .specimen import Slices
 
 
 class Tilts(eqx.Module):
@@ -165,7 +168,7 @@ def unscattered_modes(
     grid: Grid, origin: tuple[float, float], plane: float, cutoff: float, order: int = 8, dtype=None
 ) -> TiltModes:
     """Vacuum in tilt modes: sigma_0 = 1, the others 0."""
-    dtype = dtype or jnp.result_type(float, jnp.complex64)
+    dtype = dtype or np.result_type(jnp.result_type(float), np.complex64)
     waves = jnp.zeros((mode_count(order), *grid.shape), dtype).at[0].set(1)
     return TiltModes(waves, grid, origin, float(plane), cutoff)
 
@@ -174,11 +177,9 @@ def unscattered_beams(
     grid: Grid, window: Grid, origin: tuple[float, float], plane: float, cutoff: float, dtype=None
 ) -> Beams:
     """Vacuum in beams: s_h = 1."""
-    dtype = dtype or jnp.result_type(float, jnp.complex64)
+    dtype = dtype or np.result_type(jnp.result_type(float), np.complex64)
     count = len(window_beams(window, cutoff))
-    return Beams(
-        jnp.ones((count, *grid.shape), dtype), grid, window, origin, float(plane), cutoff
-    )
+    return Beams(jnp.ones((count, *grid.shape), dtype), grid, window, origin, float(plane), cutoff)
 
 
 def vacuum(specimen: SMatrix) -> Complex[Array, "components"]:
@@ -204,3 +205,56 @@ def place(
     nearest = jnp.floor(pixel + jnp.asarray(0.5 + 1e-3, pixel.dtype))
     half = jnp.asarray([n // 2 for n in window.shape], jnp.int32)
     return nearest.astype(jnp.int32) - half[None], (pixel - nearest) * step[None]
+
+
+def scatter(
+    slices: Slices,
+    window: Grid,
+    energy: float,
+    cutoff: float,
+    plane: float,
+    dtype: jax.typing.DTypeLike | None = None,
+    tilt: Pair = (0.0, 0.0),
+) -> Beams:
+    """The S-matrix of `slices` by multislice of every plane wave inside the aperture.
+
+    Both sides are referred to `plane`: a plane wave is carried from there, through free space,
+    before the first slice, through all slices, and back from behind the last.
+
+    **Raises:** ValueError where the slices' cell is not a whole number of windows, so that the
+    plane waves would not be periodic in it.
+    """
+    ratio = [n / m for n, m in zip(slices.grid.shape, window.shape, strict=True)]
+    same = np.allclose(slices.grid.sampling, window.sampling, rtol=1e-9)
+    if not same or any(r != int(r) for r in ratio):
+        raise ValueError(
+            f"`scatter`: slices of {slices.grid} do not hold a whole number of windows {window}; "
+            "make the cell a multiple of the window at the same sampling."
+        )
+    dtype = dtype or np.result_type(slices.potential.dtype, np.complex64)
+    points = window_beams(window, cutoff)
+    y, x = slices.grid.coordinates()
+    turns = [np.outer(points[:, i], c.ravel()) % 1.0 for i, c in enumerate((y, x))]
+    ramps = tuple(jnp.exp(2j * np.pi * t).astype(dtype) for t in turns)
+
+    def one(ramp):
+        incident = ramp[0][:, None] * ramp[1][None, :]
+        return multislice(incident, slices, energy, plane, plane, tilt) * incident.conj()
+
+    waves = jax.lax.map(one, ramps)
+    return Beams(waves, slices.grid, window, slices.origin, float(plane), cutoff)
+
+
+def to_modes(beams: Beams, order: int) -> TiltModes:
+    """The tilt modes that fit `beams` best, by least squares over the beams."""
+    basis = tilt_polynomials(order, beams.points, beams.cutoff)
+    inverse = jnp.asarray(np.linalg.pinv(basis), beams.waves.dtype)
+    waves = jnp.einsum("bp,byx->pyx", inverse, beams.waves)
+    return TiltModes(waves, beams.grid, beams.origin, beams.plane, beams.cutoff)
+
+
+def to_beams(modes: TiltModes, window: Grid) -> Beams:
+    """The waves s_h at every plane wave of `window`."""
+    basis = tilt_polynomials(modes.order, window_beams(window, modes.cutoff), modes.cutoff)
+    waves = jnp.einsum("pb,pyx->byx", jnp.asarray(basis, modes.waves.dtype), modes.waves)
+    return Beams(waves, modes.grid, window, modes.origin, modes.plane, modes.cutoff)

@@ -1,0 +1,206 @@
+"""The command `smpr3d`: each stage of the work is a command.
+
+Exit status: 0 done, 2 the input cannot be used (nothing was written), 130 interrupted.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..data.readers import describe, open_source
+from ..inverse.reconstruction import Step
+from . import outputs, workflow
+from .experiment import Experiment, load, override, template
+from .schema import Sections
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="3D phase contrast from 4D-STEM: S-matrix phase retrieval and depth sectioning.\n\n"
+    "Lengths in Å, angles in mrad, energies in eV; z = 0 is where a scan of defocus 0 is focused, "
+    "positive along the beam.",
+)
+notice = Console(stderr=True, highlight=False)
+
+Out = Annotated[pathlib.Path, typer.Option("-o", "--output", help="Folder for the results.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")]
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what is wrong with the input into a message and exit status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        notice.print(f"[bold red]smpr3d:[/] {_escaped(error)}", soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _escaped(text: object) -> str:
+    return str(text).replace("[", r"\[")
+
+
+@app.command(epilog="Example: smpr3d run experiment.yaml -o results --iterations 30")
+def run(
+    experiment: Annotated[pathlib.Path, typer.Argument(help="Experiment file (YAML).")],
+    output: Out,
+    iterations: Annotated[
+        int | None, typer.Option(help="Iterations, instead of the experiment's.", min=1)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random choice, instead of the experiment's.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Reconstruct a focal series and write sections, metrics and a report."""
+    changes = {"method.iterations": iterations, "method.seed": seed}
+    with refusing():
+        changed = override(load(experiment), {k: v for k, v in changes.items() if v is not None})
+    tell(reconstruct(changed, output, quiet), output, quiet, as_json)
+
+
+def reconstruct(experiment: Experiment, output: pathlib.Path, quiet: bool) -> dict[str, Any]:
+    """The job of `run` and `demo`: every stage, with a progress bar unless `quiet`."""
+    with jax.enable_x64(experiment.method.precision == "float64"):
+        with refusing():
+            prepared = workflow.prepare(experiment)
+            dataset = workflow.load(prepared)
+            _writable(output)
+        for note in () if quiet else prepared.notes:
+            notice.print(f"[yellow]note:[/] {_escaped(note)}", soft_wrap=True)
+        with progress(experiment.method.iterations, quiet) as callback:
+            outcome = workflow.fit(prepared, dataset, callback)
+        return outputs.save(outcome, output)
+
+
+def _writable(folder: pathlib.Path) -> None:
+    """Fail before the long computation where the result could not be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".smpr3d-probe"
+    probe.touch()
+    probe.unlink()
+
+
+@contextlib.contextmanager
+def progress(steps: int, quiet: bool) -> Iterator[Callable[[Step], None]]:
+    """A bar with R-factor, held-out R-factor and deviance, and the time left."""
+    if quiet:
+        yield lambda step: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[merit]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=notice) as bar:
+        task = bar.add_task("reconstructing", total=steps, merit="compiling")
+
+        def callback(step: Step) -> None:
+            last = {name: values[-1] for name, values in step.history.items()}
+            merit = f"R {last['r_factor']:.4f}"
+            if "deviance_held_out" in last:
+                merit += f", held out R {last['r_factor_held_out']:.4f}"
+                merit += f", deviance {last['deviance_held_out']:.4f}"
+            bar.update(task, completed=step.number, merit=merit)
+
+        yield callback
+
+
+def tell(metrics: dict[str, Any], output: pathlib.Path, quiet: bool, as_json: bool) -> None:
+    """Say where the results are and what they are worth."""
+    if as_json:
+        print(json.dumps(metrics, allow_nan=False))
+    if not quiet:
+        held = metrics["deviance_held_out"]
+        worth = "" if held is None else f", held-out deviance {held:.4f} per pixel"
+        notice.print(
+            f"{metrics['iterations']} iterations in {metrics['seconds']:.0f} s, "
+            f"R-factor {metrics['r_factor']:.4f}{worth}"
+        )
+        notice.print(f"Open {output / 'report.html'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: smpr3d info scan_0.h5")
+def info(
+    file: Annotated[pathlib.Path, typer.Argument(help="A data file of a known format.")],
+    dataset: Annotated[str | None, typer.Option(help="Path inside an HDF5 file.")] = None,
+    scan_shape: Annotated[
+        tuple[int, int] | None, typer.Option(help="Scan (slow fast) of a stack of frames.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a data file holds: format, shapes, calibration, electrons per frame."""
+    with refusing():
+        hints = {"dataset": dataset, "scan_shape": scan_shape}
+        known = describe(open_source(file, **{k: v for k, v in hints.items() if v is not None}))
+    if as_json:
+        print(json.dumps(known, default=_plain))
+        return
+    for name, value in known.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+@app.command(
+    epilog="Example: smpr3d section results/result.h5 --from 0 --to 120 --step 2 -o fine.h5"
+)
+def section(
+    result: Annotated[pathlib.Path, typer.Argument(help="result.h5 of a run.")],
+    start: Annotated[float, typer.Option("--from", help="First depth, Å.")],
+    stop: Annotated[float, typer.Option("--to", help="Last depth, Å.")],
+    step: Annotated[float, typer.Option("--step", help="Distance of the planes, Å.")],
+    output: Annotated[
+        pathlib.Path, typer.Option("-o", "--output", help="HDF5 file; a .tif appears beside it.")
+    ],
+    mode: Annotated[
+        str, typer.Option(help="confocal, tilt_mean, scem, bright_field or annular.")
+    ] = "confocal",
+    inner: Annotated[float | None, typer.Option(help="Inner angle of annular, mrad.")] = None,
+    outer: Annotated[
+        float | None, typer.Option(help="Outer angle of annular or bright_field, mrad.")
+    ] = None,
+    collector: Annotated[
+        float | None, typer.Option(help="Largest outgoing angle used, mrad.")
+    ] = None,
+) -> None:
+    """Make other depth sections of a finished reconstruction."""
+    with refusing():
+        given = {
+            "start": start, "stop": stop, "step": step, "mode": mode, "inner_mrad": inner,
+            "outer_mrad": outer, "collector_mrad": collector,
+        }  # fmt: skip
+        settings = Sections.model_validate({k: v for k, v in given.items() if v is not None})
+        depths = start + step * np.arange(int(np.floor((stop - start) / step + 1e-6)) + 1)
+        seen = outputs.load_view(result)
+        outputs.write_sections(seen, depths, settings, output, output.with_suffix(".tif"))
+    notice.print(f"{len(depths)} planes in {output}", soft_wrap=True)
+
+
+@app.command(name="template", epilog="Example: smpr3d template > experiment.yaml")
+def template_() -> None:
+    """Print an experiment file with every key and what it means."""
+    print(template(), end="")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,304 @@
+"""What a run leaves in its folder, and how a specimen is taken from there again.
+
+`result.h5` holds the sections and everything needed to make others; `metrics.json` the figures of
+merit; `sections.tif` the volume for ImageJ; `report.html` one page for people.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..data.counts import InputError
+from ..inverse.sections import Gauge, section_blocks, virtual_images
+from ..physics.detector import annulus, Detector
+from ..physics.grid import Grid
+from ..physics.optics import Optics
+from ..physics.smatrix import Beams, SMatrix, TiltModes
+from ..report import figures, store
+from ..report.page import report_page
+from ..report.volumes import section_writer
+from .experiment import section_depths, to_yaml
+from .schema import Sections
+from .workflow import Outcome
+
+
+class View(NamedTuple):
+    """What sections are made from: S, the lens, the camera, the gauge, the first scan position."""
+
+    specimen: SMatrix
+    optics: Optics
+    detector: Detector
+    gauge: Gauge
+    first: tuple[float, float]
+
+
+class Planes(NamedTuple):
+    """Sections to come, block by block, and where they lie."""
+
+    blocks: Iterator[Float[Array, "block y x"]]
+    shape: tuple[int, int]
+    origin: tuple[float, float]
+    units: str
+
+
+def view(outcome: Outcome) -> View:
+    """The view of a run that has just ended."""
+    model = outcome.result.model
+    y, x = (float(v) for v in outcome.dataset.scan.positions[0])
+    return View(model.specimen, model.optics, model.detector, outcome.gauge, (y, x))
+
+
+def planes(
+    view: View, depths: Float[np.ndarray, " z"], settings: Sections, block: int = 8
+) -> Planes:
+    """Sections at `depths` in the mode that `settings` names; origins from the first position."""
+    specimen = view.specimen
+    relative = lambda origin: (origin[0] - view.first[0], origin[1] - view.first[1])
+    if settings.mode in ("annular", "bright_field"):
+        return _virtual(view, depths, settings, relative)
+    pairs = section_blocks(
+        specimen, view.optics.energy, depths, settings.mode, view.gauge, settings.collector_mrad,
+        block,
+    )  # fmt: skip
+    units = "1" if settings.mode == "scem" else "rad"
+    return Planes(
+        (images for _, images in pairs), specimen.grid.shape, relative(specimen.origin), units
+    )
+
+
+def _virtual(view: View, depths, settings: Sections, relative) -> Planes:
+    semiangle = view.optics.semiangle
+    bright = settings.mode == "bright_field"
+    edge = view.detector.pixel * min(view.detector.shape) / 2
+    inner = 0.0 if bright else (settings.inner_mrad or 1.1 * semiangle)
+    outer = settings.outer_mrad or (semiangle / 4 if bright else edge)
+    mask = annulus(view.detector, outer, inner)
+    make = lambda part: virtual_images(view.specimen, view.optics, view.detector, part, mask)
+    first = make(depths[:1])
+    rest = (make(depths[i : i + 1]).images for i in range(1, len(depths)))
+
+    def blocks():
+        yield first.images
+        yield from rest
+
+    shape = (first.images.shape[1], first.images.shape[2])
+    return Planes(blocks(), shape, relative(first.origin), "fraction of the beam")
+
+
+def save(outcome: Outcome, folder: pathlib.Path) -> dict[str, Any]:
+    """Write all four files; each appears complete or not at all. Returns the metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = outcome.prepared.experiment
+    seen, depths = view(outcome), section_depths(experiment)
+    write_sections(
+        seen, depths, experiment.sections, folder / "result.h5", folder / "sections.tif",
+        contents(outcome, seen),
+    )  # fmt: skip
+    store.write_json(folder / "metrics.json", outcome.metrics)
+    write_report(outcome, folder)
+    return outcome.metrics
+
+
+def write_sections(
+    seen: View,
+    depths: Float[np.ndarray, " z"],
+    settings: Sections,
+    path: pathlib.Path,
+    tiff: pathlib.Path | None,
+    tree: dict[str, Any] | None = None,
+) -> None:
+    """Stream sections to an HDF5 file and, if named, an ImageJ TIFF, with `tree` beside them."""
+    made = planes(seen, depths, settings)
+    step = seen.specimen.grid.sampling
+    with section_writer(
+        path, tiff, depths=depths, shape=made.shape, pixel_size=step, origin=made.origin
+    ) as writer:
+        for block in made.blocks:
+            writer.write(np.asarray(block, np.float32))
+        about = {"mode": settings.mode, "units": made.units}
+        writer.attach(tree or {}, {"sections/phase": about})
+
+
+def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
+    """Everything in `result.h5` but the sections, as nested facts and arrays."""
+    experiment, model = outcome.prepared.experiment, outcome.result.model
+    specimen, detector = seen.specimen, seen.detector
+    beams = isinstance(specimen, Beams)
+    window = detector.window(seen.optics.wavelength)
+    return {
+        "specimen": {
+            "waves": np.asarray(specimen.waves),
+            "representation": "beams" if beams else "modes",
+            "pixel_size_A": list(specimen.grid.sampling),
+            "origin_A": list(specimen.origin),
+            "reference_plane_A": specimen.plane,
+            "cutoff_per_A": specimen.cutoff,
+            "window": list(window.shape),
+            "note": "s_h(r), tilt removed, both sides referred to the reference plane",
+        },
+        "optics": {
+            "energy_ev": seen.optics.energy,
+            "semiangle_mrad": seen.optics.semiangle,
+            "aberrations_A": {k: np.asarray(v) for k, v in seen.optics.aberrations.items()},
+        },
+        "detector": {
+            "shape": list(detector.shape),
+            "pixel_mrad": detector.pixel,
+            "integration": detector.integration,
+            "offset_pixels": list(detector.offset),
+        },
+        "scan": {
+            "positions_A": np.asarray(model.scan.positions),
+            "series": np.asarray(model.scan.series),
+            "dose": np.asarray(model.dose),
+            "held_out": outcome.held_out,
+            "shapes": np.asarray(outcome.dataset.scan_shapes),
+        },
+        "gauge": {
+            "depth_A": seen.gauge.depth,
+            "shift_A": list(seen.gauge.shift),
+            "residual_rad": seen.gauge.residual,
+        },
+        "history": {name: np.asarray(v) for name, v in outcome.result.history.items()},
+        "provenance": {
+            "config": to_yaml(experiment),
+            "metrics": json.dumps(outcome.metrics),
+            "notes": list(outcome.prepared.notes),
+            "versions": versions(),
+            "seed": experiment.method.seed,
+            "inputs": [
+                {"file": str(s.path), "sha256": _digest(s.path)} for s in outcome.prepared.sources
+            ],
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this library and of those that compute."""
+    return {name: importlib.metadata.version(name) for name in ("smpr3d_jax", "jax", "numpy")}
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_view(path: pathlib.Path) -> View:
+    """The specimen of a `result.h5`, ready for other sections.
+
+    **Raises:** InputError where the file holds no specimen of ours.
+    """
+    tree = store.load(path)
+    missing = {"specimen", "optics", "detector", "scan", "gauge"} - set(tree)
+    if missing:
+        raise InputError(
+            f"{path}: has no {sorted(missing)}; a result.h5 written by `smpr3d run` is needed."
+        )
+    about, lens, camera, gauge = (tree[k] for k in ("specimen", "optics", "detector", "gauge"))
+    waves = jnp.asarray(about["waves"])
+    y, x = about["pixel_size_A"]
+    grid, origin = Grid(waves.shape[1:], (y, x)), tuple(about["origin_A"])
+    common = (origin, about["reference_plane_A"], about["cutoff_per_A"])
+    if about["representation"] == "beams":
+        window = Grid(tuple(int(n) for n in about["window"]), (y, x))
+        specimen: SMatrix = Beams(waves, grid, window, *common)
+    else:
+        specimen = TiltModes(waves, grid, *common)
+    aberrations = {k: jnp.asarray(v) for k, v in lens["aberrations_A"].items()}
+    shape = tuple(int(n) for n in camera["shape"])
+    detector = Detector(
+        shape, camera["pixel_mrad"], int(camera["integration"]), tuple(camera["offset_pixels"])
+    )
+    first = tree["scan"]["positions_A"][0]
+    return View(
+        specimen,
+        Optics(lens["energy_ev"], lens["semiangle_mrad"], aberrations),
+        detector,
+        Gauge(gauge["depth_A"], tuple(gauge["shift_A"]), gauge["residual_rad"]),
+        (float(first[0]), float(first[1])),
+    )
+
+
+def write_report(outcome: Outcome, folder: pathlib.Path) -> None:
+    """`report.html` from the sections just written."""
+    experiment, model = outcome.prepared.experiment, outcome.result.model
+    positions = np.asarray(model.scan.positions, float) - np.asarray(model.scan.positions[0], float)
+    low, high = positions.min(0), positions.max(0)
+    with store.opened(folder / "result.h5") as file:
+        sections = file["sections"]
+        report_page(
+            folder / "report.html",
+            title=experiment.title or "Depth sections",
+            subtitle=_subtitle(outcome),
+            sections=sections["phase"],
+            depths=sections["z"][()],
+            pixel_size=sections.attrs["pixel_size_A"],
+            origin=sections.attrs["origin_A"],
+            scan_box=(float(low[0]), float(low[1]), float(high[0]), float(high[1])),
+            history=outcome.result.history,
+            frames=frame_pairs(outcome),
+            settings=experiment.model_dump(mode="json"),
+            numbers=_numbers(outcome),
+            notes=outcome.prepared.notes,
+        )
+
+
+def _subtitle(outcome: Outcome) -> str:
+    method, scans = outcome.prepared.experiment.method, len(outcome.prepared.sources)
+    what = f"{scans} scans" if scans > 1 else "one scan"
+    return f"S-matrix in {method.representation} from {what}, smpr3d_jax {versions()['smpr3d_jax']}"
+
+
+def _numbers(outcome: Outcome) -> dict[str, Any]:
+    m, specimen = outcome.metrics, outcome.result.model.specimen
+    return {
+        "Deviance per pixel, held out": m["deviance_held_out"],
+        "Deviance per pixel, fitted": m["deviance"],
+        "R-factor, held out": m["r_factor_held_out"],
+        "R-factor, fitted": m["r_factor"],
+        "Iterations": m["iterations"],
+        "Time": (round(m["seconds"], 1), "s"),
+        "Peak memory": (round(m["peak_memory_bytes"] / 2**30, 2), "GiB"),
+        "Output plane (gauge)": (round(m["gauge_plane_A"], 2), "Å"),
+        "Unknown waves": specimen.waves.shape[0],
+        "Electrons per frame": round(float(jnp.mean(outcome.result.model.dose)), 1),
+    }
+
+
+def frame_pairs(outcome: Outcome) -> list[dict[str, Any]]:
+    """One held-out frame of each scan, beside what the model predicts for it."""
+    model, dataset = outcome.result.model, outcome.dataset
+    series = np.asarray(dataset.scan.series)
+    pool = outcome.held_out if len(outcome.held_out) else np.arange(len(dataset))
+    pairs = []
+    for scan, defocus in enumerate(np.asarray(model.optics.defocus)):
+        own = pool[series[pool] == scan]
+        index = jnp.asarray(own[[len(own) // 2]], jnp.int32)
+        kind = "held out" if len(outcome.held_out) else "fitted"
+        pairs.append(
+            {
+                "label": f"defocus {defocus:.0f} Å, frame {int(index[0])} ({kind})",
+                "data": np.asarray(dataset.counts[index].dense())[0],
+                "model": np.asarray(jax.jit(lambda m, i: m(i))(model, index))[0],
+            }
+        )
+    return pairs
+
+
+def section_figure(folder: pathlib.Path, panels: int = 6) -> bytes:
+    """A PNG of some sections of a finished run."""
+    with store.opened(folder / "result.h5") as file:
+        sections = file["sections"]
+        figure = figures.sections(
+            sections["phase"][()], sections["z"][()], sections.attrs["pixel_size_A"],
+            origin=sections.attrs["origin_A"], max_panels=panels,
+        )  # fmt: skip
+    return figures.png_bytes(figure)

@@ -1,0 +1,275 @@
+"""The whole job, one stage a line: files -> dataset -> model -> reconstruction -> sections.
+
+Every stage is a function of what the one before gave. Problems are found in `prepare`, before
+anything long is computed; `run` writes nothing before it has a result.
+"""
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..data import counts as counted
+from ..data.counts import InputError
+from ..data.dataset import batch, Dataset, hold_out
+from ..data.readers import check_counts, check_series, open_source, Source
+from ..inverse import design, losses, priors, updates
+from ..inverse.batches import chunks, ordered
+from ..inverse.reconstruction import make_evaluation, reconstruct, Result, Step
+from ..inverse.sections import diagonal_gauge, Gauge
+from ..physics.detector import Detector
+from ..physics.forward import prepare as plan, Scattering
+from ..physics.optics import focal_series, Optics
+from ..physics.scan import raster, Scan
+from ..physics.smatrix import Beams, field, TiltModes, unscattered_beams, unscattered_modes
+from .experiment import depth_range, Experiment, require_available, where
+from .facts import merge_facts
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An experiment whose files have been looked at and found sufficient, and what was noticed."""
+
+    experiment: Experiment
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run found: the model, how it got there, and the figures that judge it."""
+
+    prepared: Prepared
+    dataset: Dataset
+    result: Result
+    held_out: Int[np.ndarray, " frames"]
+    gauge: Gauge
+    metrics: dict[str, Any]
+
+
+def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
+    """Open the files, complete the experiment with what they say, and question all of it.
+
+    **Raises:** ExperimentError or InputError, naming file, key, value and remedy.
+    """
+    require_available(experiment)
+    sources = tuple(
+        open_source(scan.file, **_hints(scan.dataset, scan.scan_shape)) for scan in experiment.scans
+    )
+    notes = list(check_series(sources, same_raster=True))
+    experiment, said = merge_facts(experiment, [source.facts for source in sources])
+    notes += said
+    findings = list(_findings(experiment, sources))
+    errors = [_told(experiment, f) for f in findings if f.severity == "error"]
+    if errors and not experiment.accept_implausible:
+        raise InputError("\n".join(errors))
+    notes += errors + [_told(experiment, f) for f in findings if f.severity != "error"]
+    if check_frames:
+        notes += [f"{s.path.name}: {remark}" for s in sources for remark in check_counts(s, True)]
+    return Prepared(experiment, sources, tuple(dict.fromkeys(notes)))
+
+
+def _hints(dataset, scan_shape) -> dict[str, Any]:
+    hints = {"dataset": dataset, "scan_shape": scan_shape}
+    return {name: value for name, value in hints.items() if value is not None}
+
+
+def _told(experiment: Experiment, finding: design.Finding) -> str:
+    return f"{where(experiment, finding.key)}: {finding.message}"
+
+
+def _findings(experiment: Experiment, sources: tuple[Source, ...]) -> list[design.Finding]:
+    beam, geometry, method = experiment.beam, experiment.geometry, experiment.method
+    assert beam.energy_ev and beam.semiangle_mrad and geometry.scan_step  # by `merge_facts`
+    assert geometry.detector_pixel_mrad
+    return design.check(
+        energy=beam.energy_ev, semiangle=beam.semiangle_mrad, defoci=_defoci(experiment),
+        scan_step=geometry.scan_step, scan_shape=sources[0].scan_shape,
+        detector_pixel=geometry.detector_pixel_mrad, detector_shape=sources[0].frame_shape,
+        center=geometry.center, representation=method.representation, order=method.order,
+        depth_range=depth_range(experiment), plane=_plane(experiment),
+    )  # fmt: skip
+
+
+def _defoci(experiment: Experiment) -> list[float]:
+    return [float(scan.defocus or 0.0) for scan in experiment.scans]
+
+
+def _plane(experiment: Experiment) -> float:
+    """The plane to which both sides of S are referred: the middle of the specimen."""
+    low, high = depth_range(experiment)
+    plane = experiment.method.plane
+    return (low + high) / 2 if plane is None else plane
+
+
+def load(prepared: Prepared) -> Dataset:
+    """Read all counts, the zero frequency brought to the corner, and place the probes."""
+    geometry = prepared.experiment.geometry
+    assert geometry.scan_step is not None
+    center = None if geometry.center is None else tuple(round(c) for c in geometry.center)
+    frames, positions, series = [], [], []
+    for number, (source, scan) in enumerate(
+        zip(prepared.sources, prepared.experiment.scans, strict=True)
+    ):
+        frames.append(counted.to_corner(source.read(), center))
+        where_ = raster(
+            source.scan_shape,
+            geometry.scan_step,
+            np.deg2rad(geometry.rotation_deg),
+            geometry.transpose,
+        )
+        positions.append(where_ + np.asarray(scan.shift))
+        series.append(np.full(len(where_), number))
+    return Dataset(
+        counted.join(frames),
+        Scan(jnp.asarray(np.concatenate(positions), float),
+             jnp.asarray(np.concatenate(series), jnp.int32)),
+        tuple(source.scan_shape for source in prepared.sources),
+    )  # fmt: skip
+
+
+def optics(experiment: Experiment) -> Optics:
+    """The lens of every scan."""
+    beam = experiment.beam
+    assert beam.energy_ev and beam.semiangle_mrad
+    each = [scan.aberrations or beam.aberrations for scan in experiment.scans]
+    return focal_series(beam.energy_ev, beam.semiangle_mrad, _defoci(experiment), each)
+
+
+def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
+    """The detector after its centre has been brought to a pixel; what is left is its offset."""
+    geometry = experiment.geometry
+    assert geometry.detector_pixel_mrad
+    y, x = (c - round(c) for c in geometry.center or (0.0, 0.0))
+    return Detector(shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x))
+
+
+def unscattered(
+    experiment: Experiment, lens: Optics, detector: Detector, scan: Scan
+) -> TiltModes | Beams:
+    """Vacuum in the wanted representation on the field that the scan's windows cover."""
+    window = detector.window(lens.wavelength)
+    grid, origin = field(np.asarray(scan.positions, float), window)
+    plane, method = _plane(experiment), experiment.method
+    if method.representation == "beams":
+        return unscattered_beams(grid, window, origin, plane, lens.cutoff)
+    return unscattered_modes(grid, origin, plane, lens.cutoff, method.order)
+
+
+def dose_per_scan(dataset: Dataset) -> Float[np.ndarray, " scans"]:
+    """Mean electrons per frame of each scan."""
+    series, total = np.asarray(dataset.scan.series), np.asarray(dataset.counts.total(), float)
+    return np.bincount(series, total) / np.bincount(series)
+
+
+def starting_model(experiment: Experiment, dataset: Dataset) -> Scattering:
+    """Vacuum seen through the experiment's lens, scan and camera."""
+    lens = optics(experiment)
+    detector = camera(experiment, dataset.counts.frame_shape)
+    specimen = unscattered(experiment, lens, detector, dataset.scan)
+    dose = jnp.asarray(dose_per_scan(dataset), float)
+    return Scattering(lens, specimen, dataset.scan, detector, dose)
+
+
+def noise_model(experiment: Experiment) -> losses.Noise:
+    """The noise model that the experiment names."""
+    method = experiment.method
+    if method.loss == "poisson":
+        return losses.poisson(method.background)
+    return losses.NOISES[method.loss]()
+
+
+def optimiser(
+    experiment: Experiment, model: Scattering, noise: losses.Noise, frames: int
+) -> updates.Updates:
+    """Nesterov's method at the largest safe step, with the depth-range subspace in tilt modes."""
+    method, project = experiment.method, None
+    if isinstance(model.specimen, TiltModes) and method.subspace_weight > 0:
+        basis = priors.depth_range_basis(
+            model.specimen, model.optics.energy, depth_range(experiment),
+            tolerance=method.subspace_tolerance,
+        )  # fmt: skip
+        project = priors.depth_range(model.specimen, basis, method.subspace_weight)
+    assert experiment.geometry.scan_step is not None
+    bound = updates.largest_eigenvalue(model, experiment.geometry.scan_step)
+    step = frames / (losses.curvature(noise) * bound)
+    return updates.per_leaf({"specimen.waves": updates.nesterov(step, project)})
+
+
+def fit(
+    prepared: Prepared, dataset: Dataset, callback: Callable[[Step], None] = lambda step: None
+) -> Outcome:
+    """Recover the specimen from the training frames, and judge it by those held out."""
+    begin = time.monotonic()
+    experiment, method = prepared.experiment, prepared.experiment.method
+    training, held_out = hold_out(dataset, method.held_out, method.seed)
+    model, chunk = starting_model(experiment, dataset), _chunk(experiment)
+    model = plan(model, chunk=chunks(ordered(model, training), chunk)[0])
+    noise = noise_model(experiment)
+    result = reconstruct(
+        model, dataset, losses.objective(noise),
+        optimiser(experiment, model, noise, len(training)),
+        steps=method.iterations, training=training, held_out=held_out, chunk=chunk,
+        patience=method.stop.patience if method.stop else None, seed=method.seed,
+        callback=callback,
+    )  # fmt: skip
+    gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
+    metrics = judge(result, dataset, training, held_out, chunk)
+    metrics["gauge_plane_A"] = result.model.specimen.plane + gauge.depth
+    metrics["gauge_shift_A"] = list(gauge.shift)
+    metrics["seconds"] = time.monotonic() - begin
+    return Outcome(prepared, dataset, result, held_out, gauge, metrics)
+
+
+def _chunk(experiment: Experiment) -> int:
+    """Frames differentiated at once: beams share one product, beamlets a stretch of cache."""
+    if experiment.method.representation == "beams":
+        return 64 * len(experiment.scans)
+    return 64
+
+
+def judge(
+    result: Result,
+    dataset: Dataset,
+    training: Int[np.ndarray, " frames"],
+    held_out: Int[np.ndarray, " frames"],
+    chunk: int,
+) -> dict[str, Any]:
+    """R-factors and deviances per pixel of the final model, and what the run cost."""
+    evaluate, series = make_evaluation(chunk), np.asarray(dataset.scan.series)
+    score = lambda index: {
+        name: float(value) for name, value in evaluate(result.model, batch(dataset, index)).items()
+    }
+    fitted = score(ordered(result.model, training))
+    kept = score(held_out) if len(held_out) else {"r_factor": None, "deviance": None}
+    per_scan = [
+        score(ordered(result.model, training[series[training] == scan]))["r_factor"]
+        for scan in range(int(series.max()) + 1)
+    ]
+    return {
+        "r_factor": fitted["r_factor"],
+        "r_factor_held_out": kept["r_factor"],
+        "deviance": fitted["deviance"],
+        "deviance_held_out": kept["deviance"],
+        "r_factor_per_scan": per_scan,
+        "loss_history": result.history["loss"],
+        "deviance_held_out_history": result.history.get("deviance_held_out", []),
+        "iterations": len(result.history["loss"]),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held, bytes; of the accelerator where there is one."""
+    device = jax.local_devices()[0]
+    known = None if device.platform == "cpu" else device.memory_stats()
+    if known and "peak_bytes_in_use" in known:
+        return int(known["peak_bytes_in_use"])
+    # Linux counts in kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
