@@ -1,1 +1,97 @@
-"""3D phase contrast from 4D-STEM: scattering-matrix phase retrieval and depth sectioning in JAX."""
+"""3D phase contrast from 4D-STEM: scattering-matrix phase retrieval and depth sectioning in JAX.
+
+A model is any pytree that can be called with frame indices; a noise model is a function of one
+pixel, `(intensity, count) -> float`; a loss is a function of model and batch; an optimiser is
+optax's. Lengths in Å, energies in eV, angles in mrad; z = 0 is the plane on which a scan of defocus
+0 is focused, positive along the beam.
+"""
+
+import importlib.metadata
+
+from .app import experiment as experiment, outputs as outputs, workflow as workflow
+from .app.simulate import (
+    Acquisition as Acquisition,
+    read_structure as read_structure,
+    simulate as simulate,
+    two_nanotubes as two_nanotubes,
+    write_series as write_series,
+)
+from .data import readers as readers
+from .data.counts import (
+    compare as compare,
+    Events as Events,
+    events_from_csr as events_from_csr,
+    events_from_frames as events_from_frames,
+    Frames as Frames,
+    InputError as InputError,
+    to_corner as to_corner,
+)
+from .data.dataset import (
+    Batch as Batch,
+    batch as batch,
+    Dataset as Dataset,
+    hold_out as hold_out,
+    join as join,
+    subset as subset,
+)
+from .data.readers import open_source as open_source, read_series as read_series, Source as Source
+from .inverse import design as design, losses as losses, priors as priors, updates as updates
+from .inverse.reconstruction import (
+    make_evaluation as make_evaluation,
+    make_step as make_step,
+    reconstruct as reconstruct,
+    Result as Result,
+    Step as Step,
+)
+from .inverse.sections import (
+    depth_sections as depth_sections,
+    diagonal_gauge as diagonal_gauge,
+    Gauge as Gauge,
+    section_blocks as section_blocks,
+    virtual_images as virtual_images,
+)
+from .physics.detector import annulus as annulus, Detector as Detector
+from .physics.forward import (
+    exit_waves as exit_waves,
+    prepare as prepare,
+    Scattering as Scattering,
+    unscattered as unscattered,
+)
+from .physics.grid import Grid as Grid
+from .physics.optics import (
+    aberration_phase as aberration_phase,
+    aberration_shift as aberration_shift,
+    aperture as aperture,
+    cartesian as cartesian,
+    focal_series as focal_series,
+    interaction_parameter as interaction_parameter,
+    Optics as Optics,
+    polar as polar,
+    probe as probe,
+    wavelength as wavelength,
+)
+from .physics.propagation import (
+    fresnel as fresnel,
+    multislice as multislice,
+    transmission as transmission,
+)
+from .physics.scan import raster as raster, Scan as Scan, series_of as series_of
+from .physics.simulation import (
+    count_electrons as count_electrons,
+    simulate_series as simulate_series,
+)
+from .physics.smatrix import (
+    Beams as Beams,
+    field as field,
+    scatter as scatter,
+    TiltModes as TiltModes,
+    to_beams as to_beams,
+    to_modes as to_modes,
+    unscattered_beams as unscattered_beams,
+    unscattered_modes as unscattered_modes,
+)
+from .physics.specimen import Slices as Slices, slices_from_atoms as slices_from_atoms
+from .report import figures as figures
+
+
+__version__ = importlib.metadata.version("smpr3d_jax")

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data.readers import describe, open_source
 from ..inverse.reconstruction import Step
-from . import outputs, workflow
+from . import outputs, simulate as simulation, workflow
 from .experiment import Experiment, load, override, template
 from .schema import Sections
 
@@ -190,6 +190,79 @@ def section(
         seen = outputs.load_view(result)
         outputs.write_sections(seen, depths, settings, output, output.with_suffix(".tif"))
     notice.print(f"{len(depths)} planes in {output}", soft_wrap=True)
+
+
+@app.command(epilog="Example: smpr3d demo -o demo; then open demo/report.html")
+def demo(
+    output: Out = pathlib.Path("demo"),
+    iterations: Annotated[int, typer.Option(help="Iterations.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of noise and held-out positions.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate two crossing nanotubes 90 Å apart in depth, and tell them apart.
+
+    Writes a focal series of four scans with Poisson noise into OUT/data, then does with it what
+    `smpr3d run` does. A few minutes on a laptop.
+    """
+    if not quiet:
+        notice.print("simulating a focal series of two crossing nanotubes")
+    series = simulation.simulate(simulation.two_nanotubes(), simulation.Acquisition(seed=seed))
+    file = simulation.write_series(output / "data", series, "Two nanotubes, 90 Å apart in depth")
+    changed = override(load(file), {"method.iterations": iterations, "method.seed": seed})
+    tell(reconstruct(changed, output, quiet), output, quiet, as_json)
+
+
+@app.command(
+    epilog="Example: smpr3d simulate -o series --structure crystal.cif --defocus -100 "
+    "--defocus 100 --dose 1e5 --aberration C12=20 --aberration phi12=0.4"
+)
+def simulate(
+    output: Out,
+    structure: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Structure that ASE reads, z along the beam; default: two nanotubes."),
+    ] = None,
+    energy: Annotated[float, typer.Option(help="Beam energy, eV.")] = 80e3,
+    semiangle: Annotated[float, typer.Option(help="Semi-angle of the aperture, mrad.")] = 25.0,
+    defocus: Annotated[
+        list[float] | None,
+        typer.Option(help="Å, once for each scan; positive is below z = 0. [-150 0 100 250]"),
+    ] = None,
+    scan: Annotated[tuple[int, int], typer.Option(help="Positions (slow fast).")] = (24, 24),
+    step: Annotated[float, typer.Option(help="Scan step, Å.")] = 0.4,
+    dose: Annotated[float, typer.Option(help="Electrons per Å² and scan.")] = 1e5,
+    jitter: Annotated[float, typer.Option(help="Scan noise, Å rms along each axis.")] = 0.0,
+    aberration: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, e.g. C12=20; Å, angles phi.. in rad.")
+    ] = None,
+    detector_angle: Annotated[float, typer.Option(help="Half width of the camera, mrad.")] = 42.0,
+    seed: Annotated[int, typer.Option(help="Seed of noise and jitter.")] = 0,
+) -> None:
+    """Write a simulated focal series, its truth and an experiment file that `run` takes."""
+    with refusing():
+        atoms = simulation.read_structure(structure) if structure else simulation.two_nanotubes()
+        how = simulation.Acquisition(
+            energy=energy, semiangle=semiangle, aberrations=_pairs(aberration or []),
+            defocus=tuple(defocus or (-150.0, 0.0, 100.0, 250.0)), scan_shape=scan, scan_step=step,
+            dose=dose, jitter=jitter, detector_angle=detector_angle, seed=seed,
+        )  # fmt: skip
+        series = simulation.simulate(atoms, how)
+        title = "two nanotubes" if structure is None else structure.stem
+        file = simulation.write_series(output, series, f"{title}, simulated")
+    notice.print(f"Reconstruct it with: smpr3d run {file} -o {output / 'results'}", soft_wrap=True)
+
+
+def _pairs(words: list[str]) -> dict[str, float]:
+    """NAME=VALUE words as a mapping."""
+    pairs = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            pairs[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--aberration {word}: write NAME=VALUE, such as C12=20.") from None
+    return pairs
 
 
 @app.command(name="template", epilog="Example: smpr3d template > experiment.yaml")

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin, Literal
 
 import numpy as np
 from jaxtyping import Float

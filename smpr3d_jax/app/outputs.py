@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from ..physics.detector import annulus, Detector
 from ..physics.grid import Grid
 from ..physics.optics import Optics
 from ..physics.smatrix import Beams, SMatrix, TiltModes
-from ..report import figures, store
+from ..report import store
 from ..report.page import report_page
 from ..report.volumes import section_writer
 from .experiment import section_depths, to_yaml
@@ -205,17 +205,19 @@ def load_view(path: pathlib.Path) -> View:
     about, lens, camera, gauge = (tree[k] for k in ("specimen", "optics", "detector", "gauge"))
     waves = jnp.asarray(about["waves"])
     y, x = about["pixel_size_A"]
-    grid, origin = Grid(waves.shape[1:], (y, x)), tuple(about["origin_A"])
+    grid, origin = Grid(_pair(waves.shape[1:]), (y, x)), tuple(about["origin_A"])
     common = (origin, about["reference_plane_A"], about["cutoff_per_A"])
     if about["representation"] == "beams":
-        window = Grid(tuple(int(n) for n in about["window"]), (y, x))
+        window = Grid(_pair(about["window"]), (y, x))
         specimen: SMatrix = Beams(waves, grid, window, *common)
     else:
         specimen = TiltModes(waves, grid, *common)
     aberrations = {k: jnp.asarray(v) for k, v in lens["aberrations_A"].items()}
-    shape = tuple(int(n) for n in camera["shape"])
     detector = Detector(
-        shape, camera["pixel_mrad"], int(camera["integration"]), tuple(camera["offset_pixels"])
+        _pair(camera["shape"]),
+        camera["pixel_mrad"],
+        int(camera["integration"]),
+        tuple(camera["offset_pixels"]),
     )
     first = tree["scan"]["positions_A"][0]
     return View(
@@ -227,28 +229,61 @@ def load_view(path: pathlib.Path) -> View:
     )
 
 
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    y, x = (int(n) for n in sizes)
+    return y, x
+
+
 def write_report(outcome: Outcome, folder: pathlib.Path) -> None:
     """`report.html` from the sections just written."""
     experiment, model = outcome.prepared.experiment, outcome.result.model
     positions = np.asarray(model.scan.positions, float) - np.asarray(model.scan.positions[0], float)
-    low, high = positions.min(0), positions.max(0)
-    with store.opened(folder / "result.h5") as file:
-        sections = file["sections"]
-        report_page(
-            folder / "report.html",
-            title=experiment.title or "Depth sections",
-            subtitle=_subtitle(outcome),
-            sections=sections["phase"],
-            depths=sections["z"][()],
-            pixel_size=sections.attrs["pixel_size_A"],
-            origin=sections.attrs["origin_A"],
-            scan_box=(float(low[0]), float(low[1]), float(high[0]), float(high[1])),
-            history=outcome.result.history,
-            frames=frame_pairs(outcome),
-            settings=experiment.model_dump(mode="json"),
-            numbers=_numbers(outcome),
-            notes=outcome.prepared.notes,
-        )
+    (top, left), (bottom, right) = positions.min(0).tolist(), positions.max(0).tolist()
+    box = (top, left, bottom, right)
+    volume = store.load(folder / "result.h5", "sections")
+    images, pixel, origin = finer(volume["phase"], volume["pixel_size_A"], volume["origin_A"], box)
+    report_page(
+        folder / "report.html",
+        title=experiment.title or "Depth sections",
+        subtitle=_subtitle(outcome),
+        sections=images,
+        depths=volume["z"],
+        pixel_size=pixel,
+        origin=origin,
+        scan_box=box,
+        history=outcome.result.history,
+        frames=frame_pairs(outcome),
+        settings=experiment.model_dump(mode="json"),
+        numbers=_numbers(outcome),
+        notes=outcome.prepared.notes,
+    )
+
+
+def finer(
+    volume: Float[np.ndarray, "z y x"],
+    pixel_size: float | Sequence[float],
+    origin: Sequence[float],
+    box: tuple[float, float, float, float],
+    margin: float = 5.0,
+    pixels: int = 200,
+) -> tuple[Float[np.ndarray, "z v u"], list[float], list[float]]:
+    """Sections for the eye: the scanned `box` and a margin (Å), Fourier-interpolated.
+
+    The field is periodic and band-limited, so the interpolation adds nothing. The factor brings
+    the longer side of the crop to about `pixels`. Returns images, pixel size and origin.
+    """
+    step = np.broadcast_to(np.asarray(pixel_size, float), 2)
+    size = np.asarray(volume.shape[1:])
+    low = np.maximum(np.floor((np.array(box[:2]) - margin - origin) / step), 0).astype(int)
+    high = np.minimum(np.ceil((np.array(box[2:]) + margin - origin) / step) + 1, size).astype(int)
+    factor = max(1, round(pixels / (high - low).max()))
+    spectrum = np.fft.fftshift(np.fft.fft2(volume), axes=(1, 2))
+    pad = [(0, 0)] + [(n * factor // 2 - n // 2, 0) for n in size]
+    pad = [(a, 0 if i == 0 else size[i - 1] * (factor - 1) - a) for i, (a, _) in enumerate(pad)]
+    wide = np.fft.ifft2(np.fft.ifftshift(np.pad(spectrum, pad), axes=(1, 2))).real * factor**2
+    cut = tuple(slice(a * factor, b * factor) for a, b in zip(low, high, strict=True))
+    corner = np.asarray(origin) + low * step
+    return wide[(slice(None), *cut)].astype(np.float32), (step / factor).tolist(), corner.tolist()
 
 
 def _subtitle(outcome: Outcome) -> str:
@@ -291,14 +326,3 @@ def frame_pairs(outcome: Outcome) -> list[dict[str, Any]]:
             }
         )
     return pairs
-
-
-def section_figure(folder: pathlib.Path, panels: int = 6) -> bytes:
-    """A PNG of some sections of a finished run."""
-    with store.opened(folder / "result.h5") as file:
-        sections = file["sections"]
-        figure = figures.sections(
-            sections["phase"][()], sections["z"][()], sections.attrs["pixel_size_A"],
-            origin=sections.attrs["origin_A"], max_panels=panels,
-        )  # fmt: skip
-    return figures.png_bytes(figure)

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from .schema import Experiment, Record, nearest
+from .schema import Experiment, nearest, Record
 
 
 KeyPath = tuple[str | int, ...]

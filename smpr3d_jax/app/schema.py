@@ -19,9 +19,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    model_validator,
     PrivateAttr,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 

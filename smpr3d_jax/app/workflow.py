@@ -11,23 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from ..data import counts as counted
 from ..data.counts import InputError
 from ..data.dataset import batch, Dataset, hold_out
-from ..data.readers import check_counts, check_series, open_source, Source
+from ..data.readers import check_counts, check_series, load_series, open_source, Source
 from ..inverse import design, losses, priors, updates
 from ..inverse.batches import chunks, ordered
 from ..inverse.reconstruction import make_evaluation, reconstruct, Result, Step
 from ..inverse.sections import diagonal_gauge, Gauge
 from ..physics.detector import Detector
-from ..physics.forward import prepare as plan, Scattering
+from ..physics.forward import prepare as plan, Scattering, unscattered
 from ..physics.optics import focal_series, Optics
-from ..physics.scan import raster, Scan
-from ..physics.smatrix import Beams, field, TiltModes, unscattered_beams, unscattered_modes
+from ..physics.smatrix import TiltModes
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
 
@@ -112,25 +109,9 @@ def load(prepared: Prepared) -> Dataset:
     """Read all counts, the zero frequency brought to the corner, and place the probes."""
     geometry = prepared.experiment.geometry
     assert geometry.scan_step is not None
-    center = None if geometry.center is None else tuple(round(c) for c in geometry.center)
-    frames, positions, series = [], [], []
-    for number, (source, scan) in enumerate(
-        zip(prepared.sources, prepared.experiment.scans, strict=True)
-    ):
-        frames.append(counted.to_corner(source.read(), center))
-        where_ = raster(
-            source.scan_shape,
-            geometry.scan_step,
-            np.deg2rad(geometry.rotation_deg),
-            geometry.transpose,
-        )
-        positions.append(where_ + np.asarray(scan.shift))
-        series.append(np.full(len(where_), number))
-    return Dataset(
-        counted.join(frames),
-        Scan(jnp.asarray(np.concatenate(positions), float),
-             jnp.asarray(np.concatenate(series), jnp.int32)),
-        tuple(source.scan_shape for source in prepared.sources),
+    return load_series(
+        prepared.sources, geometry.scan_step, float(np.deg2rad(geometry.rotation_deg)),
+        geometry.transpose, geometry.center, [scan.shift for scan in prepared.experiment.scans],
     )  # fmt: skip
 
 
@@ -150,31 +131,13 @@ def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     return Detector(shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x))
 
 
-def unscattered(
-    experiment: Experiment, lens: Optics, detector: Detector, scan: Scan
-) -> TiltModes | Beams:
-    """Vacuum in the wanted representation on the field that the scan's windows cover."""
-    window = detector.window(lens.wavelength)
-    grid, origin = field(np.asarray(scan.positions, float), window)
-    plane, method = _plane(experiment), experiment.method
-    if method.representation == "beams":
-        return unscattered_beams(grid, window, origin, plane, lens.cutoff)
-    return unscattered_modes(grid, origin, plane, lens.cutoff, method.order)
-
-
-def dose_per_scan(dataset: Dataset) -> Float[np.ndarray, " scans"]:
-    """Mean electrons per frame of each scan."""
-    series, total = np.asarray(dataset.scan.series), np.asarray(dataset.counts.total(), float)
-    return np.bincount(series, total) / np.bincount(series)
-
-
 def starting_model(experiment: Experiment, dataset: Dataset) -> Scattering:
     """Vacuum seen through the experiment's lens, scan and camera."""
-    lens = optics(experiment)
+    method = experiment.method
+    order = None if method.representation == "beams" else method.order
     detector = camera(experiment, dataset.counts.frame_shape)
-    specimen = unscattered(experiment, lens, detector, dataset.scan)
-    dose = jnp.asarray(dose_per_scan(dataset), float)
-    return Scattering(lens, specimen, dataset.scan, detector, dose)
+    lens, plane = optics(experiment), _plane(experiment)
+    return unscattered(lens, detector, dataset.scan, dataset.dose, plane, order)
 
 
 def noise_model(experiment: Experiment) -> losses.Noise:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from ..physics.scan import Scan
 from .counts import Counts, InputError, join as join_counts
@@ -38,6 +38,14 @@ class Dataset(eqx.Module):
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @property
+    def dose(self) -> Float[Array, " scans"]:
+        """Mean electrons per frame of each scan."""
+        scans = len(self.scan_shapes)
+        electrons = self.counts.total()
+        frames = jnp.zeros(scans, electrons.dtype).at[self.scan.series].add(1)
+        return jnp.zeros(scans, electrons.dtype).at[self.scan.series].add(electrons) / frames
 
 
 class Batch(eqx.Module):

@@ -1,8 +1,8 @@
 """The forward model: a pytree that turns frame indices into expected electrons.
 
 In tilt modes the exit wave of a frame is sum_p sigma_p(x + m) beta_p(m), with the beamlets
-beta_p(m) = sum_h Psi(h) Q_p(h) exp(2 pi i h.(m - rho)) summed on a fine grid of h, so that the probe
-is not repeated with the period of the window. In beams it is
+beta_p(m) = sum_h Psi(h) Q_p(h) exp(2 pi i h.(m - rho)) summed on a fine grid of h, so that the
+probe is not repeated with the period of the window. In beams it is
 sum_h Psi(h) exp(-2 pi i h.rho) exp(2 pi i h.r) s_h(r), a matrix product over beams for a block of
 neighbouring positions at once.
 """
@@ -21,7 +21,16 @@ from .fourier import phase_factor
 from .grid import Grid
 from .optics import aberration_phase, aperture, Optics
 from .scan import Scan
-from .smatrix import Beams, place, SMatrix, tilt_polynomials, TiltModes
+from .smatrix import (
+    Beams,
+    field,
+    place,
+    SMatrix,
+    tilt_polynomials,
+    TiltModes,
+    unscattered_beams,
+    unscattered_modes,
+)
 
 
 OVERSAMPLING = 4
@@ -69,6 +78,28 @@ class Scattering(eqx.Module):
     def window(self) -> Grid:
         """The window seen by one probe."""
         return self.detector.window(self.optics.wavelength)
+
+
+def unscattered(
+    optics: Optics,
+    detector: Detector,
+    scan: Scan,
+    dose: Float[Array, " scans"],
+    plane: float,
+    order: int | None = 8,
+) -> Scattering:
+    """The model of an empty specimen on the field that the scan's windows cover: where to start.
+
+    `plane` (Å) is the depth to which both sides of S are referred, best the middle of the
+    specimen. `order` of the tilt polynomials; None for beams.
+    """
+    window = detector.window(optics.wavelength)
+    grid, origin = field(np.asarray(scan.positions, float), window)
+    if order is None:
+        specimen: SMatrix = unscattered_beams(grid, window, origin, plane, optics.cutoff)
+    else:
+        specimen = unscattered_modes(grid, origin, plane, optics.cutoff, order)
+    return Scattering(optics, specimen, scan, detector, dose)
 
 
 def exit_waves(model: Scattering, index: Int[Array, " frames"]) -> Complex[Array, "frames y x"]:

@@ -1,5 +1,7 @@
 """Where the probe stood, and in which scan of the series."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def raster(
     return np.stack([cos * y + sin * x, cos * x - sin * y], axis=-1)
 
 
-def series_of(scans: list[Float[np.ndarray, "positions 2"]]) -> Scan:
+def series_of(scans: Sequence[Float[np.ndarray, "_ 2"]]) -> Scan:
     """Join the positions of several scans."""
     index = np.repeat(np.arange(len(scans)), [len(p) for p in scans])
     return Scan(jnp.asarray(np.concatenate(scans), float), jnp.asarray(index, jnp.int32))

@@ -15,8 +15,8 @@ from jaxtyping import Array, Complex, Float, Int, Key, UInt
 from .detector import bin_centred
 from .fourier import fft, ifft, phase_factor
 from .grid import Grid
-from .optics import Optics, aberration_phase, aperture
-from .propagation import Pair, multislice
+from .optics import aberration_phase, aperture, Optics
+from .propagation import multislice, Pair
 from .scan import Scan
 from .specimen import Slices
 

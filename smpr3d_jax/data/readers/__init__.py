@@ -5,19 +5,21 @@
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..counts import InputError
+from ..dataset import Dataset
 from . import arrays, emd, stempy
 from .emd import write_emd as write_emd
+from .series import load_series as load_series
 from .source import Source as Source
 from .stempy import write_stempy as write_stempy
 from .survey import (
-    Survey as Survey,
     check_counts as check_counts,
     check_series as check_series,
     describe as describe,
+    Survey as Survey,
     survey as survey,
 )
 
@@ -77,3 +79,20 @@ def open_source(path: str | os.PathLike, **hints: Any) -> Source:
         f"{path}: is in none of the known formats {[*_FORMATS]}; it is not HDF5 and not a numpy "
         f"file, but begins with {start!r}. Convert it, or add a reader with `register`."
     )
+
+
+def read_series(
+    paths: Sequence[str | os.PathLike],
+    scan_step: float | tuple[float, float],
+    rotation: float = 0.0,
+    transpose: bool = False,
+    center: tuple[float, float] | None = None,
+    **hints: Any,
+) -> Dataset:
+    """The dataset of a series from its files; arguments as for `load_series` and `open_source`.
+
+    **Raises:** InputError for files that cannot be read or do not belong together.
+    """
+    sources = [open_source(path, **hints) for path in paths]
+    check_series(sources)
+    return load_series(sources, scan_step, rotation, transpose, center)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..counts import InputError
 from .hdf5 import arrays as arrays_of, frames_of, is_hdf5, listing, opened
-from .source import Source, gather, layout, numeric
+from .source import gather, layout, numeric, Source
 
 
 def recognises(path: pathlib.Path) -> bool:

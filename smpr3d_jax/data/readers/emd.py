@@ -20,7 +20,7 @@ from jaxtyping import UInt
 
 from ..counts import InputError
 from .hdf5 import attribute, dataset_at, frames_of, is_hdf5, listing, opened, written
-from .source import Source, layout, numeric
+from .source import layout, numeric, Source
 
 
 UNITS: dict[str, tuple[str, dict[str, float]]] = {

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 
 from ..counts import InputError
-from .source import Load, Positions, gather
+from .source import gather, Load, Positions
 
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"

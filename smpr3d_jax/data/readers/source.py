@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Integer, Shaped
 
-from ..counts import Counts, Frames, InputError, events_from_csr
+from ..counts import Counts, events_from_csr, Frames, InputError
 
 
 Positions = Int[np.ndarray, " frames"]

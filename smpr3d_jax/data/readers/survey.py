@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..counts import InputError
-from .source import FAULTS, UNUSABLE, Source, faults
+from .source import FAULTS, faults, Source, UNUSABLE
 
 
 @dataclasses.dataclass(frozen=True)
