@@ -290,7 +290,8 @@ def _same_length(volume: Any, depths: Depths) -> np.ndarray:
 
 def _panels(count: int, aspect: float) -> tuple[Figure, list[Axes]]:
     """Axes of equal size in rows, for images of height over width `aspect`."""
-    columns = min(count, 6 if count > 8 else 4)
+    fewest = range(3, 7) if count > 4 else [count]
+    columns = min(fewest, key=lambda n: (-count % n, abs(n - (6 if count > 8 else 4))))
     rows = -(-count // columns)
     width = 1.75 * columns + 0.9
     figure = Figure(figsize=(width, 1.75 * aspect * rows + 0.1), layout="constrained")
