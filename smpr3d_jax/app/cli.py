@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..data.counts import InputError
 from ..data.readers import describe, open_source
 from ..inverse.reconstruction import Step
 from . import outputs, simulate as simulation, workflow
-from .experiment import Experiment, load, override, template
-from .schema import Sections
+from .experiment import Experiment, from_mapping, load, override, template
 
 
 app = typer.Typer(
@@ -40,11 +40,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def refusing(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Turn what is wrong with the input into a message and exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except kinds as error:
         notice.print(f"[bold red]smpr3d:[/] {_escaped(error)}", soft_wrap=True)
         raise typer.Exit(2) from error
 
@@ -79,20 +79,12 @@ def reconstruct(experiment: Experiment, output: pathlib.Path, quiet: bool) -> di
         with refusing():
             prepared = workflow.prepare(experiment)
             dataset = workflow.load(prepared)
-            _writable(output)
+            outputs.require_writable(output)
         for note in () if quiet else prepared.notes:
             notice.print(f"[yellow]note:[/] {_escaped(note)}", soft_wrap=True)
-        with progress(experiment.method.iterations, quiet) as callback:
+        with refusing((InputError,)), progress(experiment.method.iterations, quiet) as callback:
             outcome = workflow.fit(prepared, dataset, callback)
         return outputs.save(outcome, output)
-
-
-def _writable(folder: pathlib.Path) -> None:
-    """Fail before the long computation where the result could not be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".smpr3d-probe"
-    probe.touch()
-    probe.unlink()
 
 
 @contextlib.contextmanager
@@ -181,15 +173,27 @@ def section(
 ) -> None:
     """Make other depth sections of a finished reconstruction."""
     with refusing():
+        tiff = _beside(result, output)
         given = {
             "start": start, "stop": stop, "step": step, "mode": mode, "inner_mrad": inner,
             "outer_mrad": outer, "collector_mrad": collector,
         }  # fmt: skip
-        settings = Sections.model_validate({k: v for k, v in given.items() if v is not None})
+        wanted = {k: v for k, v in given.items() if v is not None}
+        asked = from_mapping({"scans": [{"file": str(result)}], "sections": wanted}, "section")
         depths = start + step * np.arange(int(np.floor((stop - start) / step + 1e-6)) + 1)
-        seen = outputs.load_view(result)
-        outputs.write_sections(seen, depths, settings, output, output.with_suffix(".tif"))
+        outputs.write_sections(outputs.load_view(result), depths, asked.sections, output, tiff)
     notice.print(f"{len(depths)} planes in {output}", soft_wrap=True)
+
+
+def _beside(result: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
+    """Where the TIFF goes: beside `output`, which must not be the result itself."""
+    tiff = output.with_suffix(".tif")
+    if tiff == output or output.resolve() == result.resolve():
+        raise ValueError(
+            f"-o {output}: name an HDF5 file other than {result}, such as sections.h5; the TIFF "
+            "appears beside it."
+        )
+    return tiff
 
 
 @app.command(epilog="Example: smpr3d demo -o demo; then open demo/report.html")
@@ -205,6 +209,8 @@ def demo(
     Writes a focal series of four scans with Poisson noise into OUT/data, then does with it what
     `smpr3d run` does. A few minutes on a laptop.
     """
+    with refusing():
+        outputs.require_writable(output)
     if not quiet:
         notice.print("simulating a focal series of two crossing nanotubes")
     series = simulation.simulate(simulation.two_nanotubes(), simulation.Acquisition(seed=seed))
@@ -247,6 +253,7 @@ def simulate(
             defocus=tuple(defocus or (-150.0, 0.0, 100.0, 250.0)), scan_shape=scan, scan_step=step,
             dose=dose, jitter=jitter, detector_angle=detector_angle, seed=seed,
         )  # fmt: skip
+        outputs.require_writable(output)
         series = simulation.simulate(atoms, how)
         title = "two nanotubes" if structure is None else structure.stem
         file = simulation.write_series(output, series, f"{title}, simulated")

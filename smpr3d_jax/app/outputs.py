@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,22 @@ def _virtual(view: View, depths, settings: Sections, relative) -> Planes:
 
     shape = (first.images.shape[1], first.images.shape[2])
     return Planes(blocks(), shape, relative(first.origin), "fraction of the beam")
+
+
+def require_writable(folder: pathlib.Path) -> None:
+    """Try, before a long computation, whether its results can be written; leaves nothing behind.
+
+    **Raises:** InputError where they cannot.
+    """
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"-o {folder}: results cannot be written there ({error.strerror}); choose another "
+            "folder."
+        ) from error
 
 
 def save(outcome: Outcome, folder: pathlib.Path) -> dict[str, Any]:
@@ -313,6 +330,7 @@ def frame_pairs(outcome: Outcome) -> list[dict[str, Any]]:
     model, dataset = outcome.result.model, outcome.dataset
     series = np.asarray(dataset.scan.series)
     pool = outcome.held_out if len(outcome.held_out) else np.arange(len(dataset))
+    predict = jax.jit(lambda model, index: model(index))
     pairs = []
     for scan, defocus in enumerate(np.asarray(model.optics.defocus)):
         own = pool[series[pool] == scan]
@@ -322,7 +340,7 @@ def frame_pairs(outcome: Outcome) -> list[dict[str, Any]]:
             {
                 "label": f"defocus {defocus:.0f} Å, frame {int(index[0])} ({kind})",
                 "data": np.asarray(dataset.counts[index].dense())[0],
-                "model": np.asarray(jax.jit(lambda m, i: m(i))(model, index))[0],
+                "model": np.asarray(predict(model, index))[0],
             }
         )
     return pairs

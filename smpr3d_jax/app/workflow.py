@@ -172,7 +172,7 @@ def fit(
     begin = time.monotonic()
     experiment, method = prepared.experiment, prepared.experiment.method
     training, held_out = hold_out(dataset, method.held_out, method.seed)
-    model, chunk = starting_model(experiment, dataset), _chunk(experiment)
+    model, chunk = starting_model(experiment, dataset), min(_chunk(experiment), len(training))
     model = plan(model, chunk=chunks(ordered(model, training), chunk)[0])
     noise = noise_model(experiment)
     result = reconstruct(
@@ -200,8 +200,8 @@ def _chunk(experiment: Experiment) -> int:
 def judge(
     result: Result,
     dataset: Dataset,
-    training: Int[np.ndarray, " frames"],
-    held_out: Int[np.ndarray, " frames"],
+    training: Int[np.ndarray, " training"],
+    held_out: Int[np.ndarray, " held_out"],
     chunk: int,
 ) -> dict[str, Any]:
     """R-factors and deviances per pixel of the final model, and what the run cost."""
