@@ -14,3 +14,31 @@ def x64():
     """float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+# The package is imported inside the fixtures: here it would come before the type-checking hook.
+
+
+@pytest.fixture(scope="session")
+def series():
+    """A focal series of a small specimen, simulated once: 3 scans of 3 x 6 positions."""
+    from . import tiny
+
+    return tiny.simulated()
+
+
+@pytest.fixture(scope="session")
+def experiment_file(series, tmp_path_factory):
+    """The same series as files, with the experiment file that `run` takes."""
+    from smpr3d_jax.app.simulate import write_series
+
+    return write_series(tmp_path_factory.mktemp("series"), series, "two layers")
+
+
+@pytest.fixture(scope="session")
+def finished(experiment_file, tmp_path_factory):
+    """What `smpr3d run` answers and the folder that it leaves: run once for many tests."""
+    from . import tiny
+
+    folder = tmp_path_factory.mktemp("results") / "new" / "folder"
+    return tiny.smpr3d("run", experiment_file, "-o", folder, *tiny.FEW, "--json"), folder
