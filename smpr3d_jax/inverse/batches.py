@@ -1,38 +1,40 @@
 """In which order frames are taken: neighbours together, so that what they share is loaded once."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
-from ..physics.forward import Beamlets, Scattering
+from ..physics.forward import Beamlets, Blocks, Scattering
 from ..physics.smatrix import Beams
 
 
 def ordered(
-    model: Scattering, index: Int[np.ndarray, " frames"], strip: int = 8
+    model: PyTree, index: Int[np.ndarray, " frames"], strip: int = 8
 ) -> Int[np.ndarray, " frames"]:
     """`index` sorted such that consecutive frames share what the model's plan shares.
 
     Beams: neighbouring positions, along strips `strip` positions wide, turning back at each end,
-    all scans of a position together. Tilt modes: the same tabulated beamlets.
+    all scans of a position together. Tilt modes: the same tabulated beamlets. Any other model
+    keeps the order.
     """
+    if not isinstance(model, Scattering):
+        return index
     if isinstance(model.plan, Beamlets):
         return index[np.argsort(np.asarray(model.plan.entry)[index], kind="stable")]
-    if not isinstance(model.specimen, Beams):
+    if not isinstance(model.specimen, Beams) or len(index) == 0:
         return index
     positions = np.asarray(model.scan.positions, float)[index]
-    low, spacing = positions.min(0), _spacing(positions)
-    cell = np.round((positions - low) / spacing).astype(int)
+    series = np.asarray(model.scan.series)[index]
+    spacing = _spacing(positions, int(np.bincount(series).max()))
+    cell = np.round((positions - positions.min(0)) / spacing).astype(int)
     band = cell[:, 1] // strip
     along = np.where(band % 2, cell[:, 0].max() - cell[:, 0], cell[:, 0])
-    series = np.asarray(model.scan.series)[index]
     return index[np.lexsort((series, cell[:, 1], along, band))]
 
 
-def _spacing(positions) -> np.ndarray:
-    """Typical distance between neighbours along each axis: the area of one position's cell."""
+def _spacing(positions, count: int) -> float:
+    """Typical distance between neighbours: the side of the square that each of `count` owns."""
     spread = np.maximum(np.ptp(positions, axis=0), 1e-6)
-    count = max(len(np.unique(np.round(positions, 3), axis=0)), 1)
-    return np.full(2, max(np.sqrt(spread[0] * spread[1] / count), 1e-6))
+    return max(float(np.sqrt(spread[0] * spread[1] / count)), 1e-6)
 
 
 def chunks(
@@ -41,3 +43,20 @@ def chunks(
     """Rows of `size` consecutive frames, and the fewer than `size` that are left."""
     whole = len(index) // size * size
     return index[:whole].reshape(-1, size), index[whole:]
+
+
+def draw(
+    model: PyTree, order: Int[np.ndarray, " frames"], size: int, rng: np.random.Generator
+) -> Int[np.ndarray, "batches size"]:
+    """The batches of one epoch, in random sequence; `order` is that of `ordered`.
+
+    Frames are drawn without replacement, those that do not fill a batch are left to other epochs,
+    and each batch keeps the order. Frames that are computed in blocks of neighbours are drawn
+    block by block; the last block is then filled up with frames of the one before.
+    """
+    if isinstance(model, Scattering) and isinstance(model.plan, Blocks):
+        rows, rest = chunks(order, size)
+        rows = rows if len(rest) == 0 else np.concatenate([rows, order[None, -size:]])
+        return rng.permutation(rows)
+    rows, _ = chunks(rng.permutation(len(order)), size)
+    return order[np.sort(rows, axis=1)]

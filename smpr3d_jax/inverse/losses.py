@@ -4,6 +4,7 @@ A noise model is a function `(intensity, count) -> float` of one pixel; anything
 differentiate will do. A loss is a function `(model, batch) -> float`, a mean over frames.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -33,22 +34,24 @@ def poisson(background: float = 0.002) -> Noise:
 
 
 def amplitude() -> Noise:
-    """(sqrt(I) - sqrt(n))²/2, the published loss; too weak a scattered wave at low counts."""
+    """(sqrt(I) - sqrt(n))²/2, the published loss.
+
+    Where less than an electron a pixel is expected it fits E[sqrt(n)] instead of sqrt(E[n]), so
+    that the scattered wave comes out too weak.
+    """
     return lambda intensity, count: (jnp.sqrt(intensity + 1e-9) - jnp.sqrt(count)) ** 2 / 2
 
 
 def shifted_amplitude(shift: float = 0.375) -> Noise:
     """(sqrt(I + c) - sqrt(n + c))²/2 with Anscombe's c = 3/8, nearly normal for Poisson counts."""
-    return (
-        lambda intensity, count: (jnp.sqrt(intensity + shift) - jnp.sqrt(count + shift)) ** 2 / 2
-    )
+    return lambda intensity, count: (jnp.sqrt(intensity + shift) - jnp.sqrt(count + shift)) ** 2 / 2
 
 
 def truncated_amplitude(threshold: float = 0.1) -> Noise:
-    """The amplitude loss, continued by a parabola where sqrt(I) < `threshold` sqrt(n).
+    """The amplitude loss, continued linearly in I where sqrt(I) < `threshold` sqrt(n).
 
-    (1 - eps)/2 (n - I/eps) there; value and slope are continuous, and the gradient stays finite
-    at I = 0.
+    With eps the threshold it is (1 - eps)/2 (n - I/eps) there: value and slope are continuous, and
+    the gradient stays finite at I = 0.
     """
 
     def noise(intensity, count):
@@ -77,12 +80,21 @@ def objective(noise: Noise) -> Loss:
 def curvature(noise: Noise) -> float:
     """Bound of d²noise/d|Z|² at the expected count, I = |Z|² = n: 4 for Poisson, 1 for amplitudes.
 
-    Times the largest eigenvalue of the forward model's A^H A it bounds the curvature of the loss,
-    so that 1/(curvature eigenvalue) is a safe step.
+    Times the largest eigenvalue of the forward model's A^H A it bounds the curvature of the loss
+    summed over frames, so that 1/(curvature eigenvalue) is a safe step; for the mean over frames
+    it is that times their number.
+
+    **Raises:** ValueError for a noise model that is not curved there: choose the step by hand.
     """
-    bend = jax.vmap(jax.grad(jax.grad(lambda a, n: noise(a**2, n))))
+    bend = jax.jit(jax.vmap(jax.grad(jax.grad(lambda a, n: noise(a**2, n)))))
     counts = jnp.asarray([1.0, 4.0, 16.0, 64.0, 256.0])
-    return float(jnp.max(bend(jnp.sqrt(counts), counts)))
+    largest = float(jnp.max(bend(jnp.sqrt(counts), counts)))
+    if not 0 < largest < math.inf:
+        raise ValueError(
+            f"`curvature`: the noise model has curvature {largest} at the expected count; a safe "
+            "step follows only from a positive one. Give the step yourself."
+        )
+    return largest
 
 
 def deviance(intensity: Float[Array, "*s"], count: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -93,7 +105,10 @@ def deviance(intensity: Float[Array, "*s"], count: Float[Array, "*s"]) -> Float[
 
 
 def figures_of_merit(model, batch: Batch) -> dict[str, Float[Array, " frames"]]:
-    """Per frame: summed deviance, summed | |Z| - sqrt(n) | and sqrt(n), whose ratios are R."""
+    """Of each frame: sums over pixels of the deviance, of | sqrt(I) - sqrt(n) | and of sqrt(n).
+
+    The ratio of the last two, summed over frames, is the R-factor.
+    """
     intensity = model(batch.index)
     count = batch.counts.dense(intensity.dtype)
     root = jnp.sqrt(count)

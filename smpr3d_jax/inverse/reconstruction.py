@@ -4,17 +4,21 @@
 frames of a batch; a large batch is differentiated chunk by chunk and averaged.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, islice, repeat
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..data.dataset import Batch, batch, Dataset
-from .batches import chunks, ordered
+from .batches import draw, ordered
 from .losses import figures_of_merit, Loss
 from .updates import Updates
 
@@ -28,7 +32,7 @@ class Result(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a callback is told after each step."""
+    """What a callback is told after each step; steps are numbered from 1."""
 
     number: int
     model: PyTree
@@ -36,72 +40,90 @@ class Step(NamedTuple):
     history: dict[str, list[float]]
 
 
-def mean_over_chunks(
-    function: Callable[[Batch], PyTree], frames: Batch, chunk: int
-) -> PyTree:
+def mean_over_chunks(function: Callable[[Batch], PyTree], frames: Batch, chunk: int) -> PyTree:
     """Average over frames of a function that is itself a mean over the frames it is given."""
     size = frames.index.shape[0]
-    rows, rest = size // chunk, size % chunk
-    total = None
+    rows, rest = divmod(size, chunk)
+
+    def cut(first, count):
+        # Cut inside the loop: rows cut beforehand would be one more copy of the data.
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, count), frames)
+
+    def add(sums, row):
+        return jax.tree.map(jnp.add, sums, function(cut(row * chunk, chunk))), None
+
+    last = min(size, chunk) if rest == 0 else rest
+    like = jax.eval_shape(lambda: function(cut(0, last)))
+    sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     if rows:
-        first = jax.tree.map(lambda a: a[: rows * chunk].reshape(rows, chunk, *a.shape[1:]), frames)
-        zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(function, jax.tree.map(lambda a: a[0], first)),
-        )
-        add = lambda sums, part: (jax.tree.map(jnp.add, sums, function(part)), None)
-        total = jax.tree.map(
-            lambda a: a * (chunk / size), jax.lax.scan(add, zero, first)[0]
-        )
+        sums, _ = jax.lax.scan(add, sums, jnp.arange(rows, dtype=jnp.int32))
     if rest:
-        last = function(jax.tree.map(lambda a: a[rows * chunk :], frames))
-        last = jax.tree.map(lambda a: a * (rest / size), last)
-        total = last if total is None else jax.tree.map(jnp.add, total, last)
-    return total
+        left = function(cut(rows * chunk, rest))
+        # The last, smaller chunk counts by its share of a whole one.
+        sums = jax.tree.map(lambda a, b: a + b * (rest / chunk), sums, left)
+    return jax.tree.map(lambda a: a * (chunk / size), sums)
 
 
-def make_step(loss: Loss, updates: Updates, chunk: int = 64) -> Callable:
+def make_step(
+    loss: Loss, updates: Updates, chunk: int = 64
+) -> Callable[[PyTree, Any, Batch], tuple[PyTree, Any, Float[Array, ""]]]:
     """One compiled step: `(model, state, batch) -> (model, state, value)`.
 
-    Only the leaves that `updates` names are differentiated. The loss, its gradient and a function
-    of the free leaves are handed on to optax, as its line searches want them.
+    Only the leaves that `updates` names are differentiated; `value` is the loss before the step.
+    The loss, its gradient and a function of the free leaves are handed on to optax, as its line
+    searches want them. Steps of the same `loss` and `updates` are compiled once.
     """
+    return partial(_step, loss, updates, chunk)
 
-    @eqx.filter_jit
-    def step(model, state, batch):
-        free, fixed = eqx.partition(model, updates.free(model))
 
-        def value_of(free, part):
-            return loss(eqx.combine(free, fixed), part)
+@eqx.filter_jit
+def _step(loss, updates, chunk, model, state, frames):
+    free, fixed = eqx.partition(model, updates.free(model))
 
-        value, gradient = mean_over_chunks(
-            lambda part: jax.value_and_grad(value_of)(free, part), batch, chunk
-        )
-        # JAX's gradient of a complex leaf is the conjugate of the direction of ascent.
-        gradient = jax.tree.map(jnp.conj, gradient)
-        whole = lambda free: mean_over_chunks(lambda part: value_of(free, part), batch, chunk)
+    def value_of(free, part):
+        return loss(eqx.combine(free, fixed), part)
+
+    def value_anywhere(tree):
+        free_there = jax.tree.map(_filled, tree, free, is_leaf=_is_masked)
+        part = jax.checkpoint(lambda part: value_of(free_there, part))
+        return mean_over_chunks(part, frames, chunk)
+
+    slope = jax.value_and_grad(value_of)
+    value, gradient = mean_over_chunks(lambda part: slope(free, part), frames, chunk)
+    # JAX's gradient of a complex leaf is the conjugate of the direction of ascent.
+    gradient = jax.tree.map(jnp.conj, gradient)
+    # Optax multiplies complex leaves by real numbers, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
         move, state = updates.transform.update(
-            gradient, state, free, value=value, grad=gradient, value_fn=whole
+            gradient, state, free, value=value, grad=gradient, value_fn=value_anywhere
         )
-        return eqx.combine(eqx.apply_updates(free, move), fixed), state, value
-
-    return step
+    return eqx.combine(eqx.apply_updates(free, move), fixed), state, value
 
 
-def make_evaluation(chunk: int = 64) -> Callable:
+def _is_masked(node) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _filled(own, held):
+    """A leaf of the optimiser that asks, or as it stands where another optimiser moves it."""
+    return held if _is_masked(own) else own
+
+
+def make_evaluation(
+    chunk: int = 64,
+) -> Callable[[PyTree, Batch], dict[str, Float[Array, ""]]]:
     """Compiled figures of merit of `(model, batch)`: deviance per pixel and R-factor."""
+    return partial(_evaluate, chunk)
 
-    @eqx.filter_jit
-    def evaluate(model, batch):
-        part = lambda b: jax.tree.map(jnp.mean, figures_of_merit(model, b))
-        sums = mean_over_chunks(part, batch, chunk)
-        pixels = np.prod(batch.counts.frame_shape)
-        return {
-            "deviance": sums["deviance"] / jnp.asarray(pixels, sums["deviance"].dtype),
-            "r_factor": sums["misfit"] / sums["amplitude"],
-        }
 
-    return evaluate
+@eqx.filter_jit
+def _evaluate(chunk, model, frames):
+    part = lambda b: jax.tree.map(jnp.mean, figures_of_merit(model, b))
+    means = mean_over_chunks(part, frames, chunk)
+    return {
+        "deviance": means["deviance"] / math.prod(frames.counts.frame_shape),
+        "r_factor": means["misfit"] / means["amplitude"],
+    }
 
 
 def start(model: PyTree, updates: Updates) -> Any:
@@ -116,13 +138,14 @@ def reconstruct(
     updates: Updates,
     *,
     steps: int,
-    training: Int[np.ndarray, " frames"] | None = None,
-    held_out: Int[np.ndarray, " frames"] | None = None,
+    training: Int[np.ndarray, " fitted"] | None = None,
+    held_out: Int[np.ndarray, " kept"] | None = None,
     batch_size: int | None = None,
     chunk: int = 64,
     patience: int | None = None,
     seed: int = 0,
     state: Any = None,
+    done: int = 0,
     callback: Callable[[Step], None] = lambda step: None,
 ) -> Result:
     """Minimise `loss(model, batch)` over the frames of `data`.
@@ -130,39 +153,75 @@ def reconstruct(
     **Arguments:** `training` frames are fitted (default: all but `held_out`); `held_out` frames are
     never fitted, only judged. `batch_size` None takes all training frames in every step, otherwise
     batches drawn anew in each epoch from `seed`. `patience` stops the run when the held-out
-    deviance has not fallen for so many steps, and the best model is returned. `state` of an earlier
-    `Result` continues its optimiser. `callback` sees every step.
+    deviance has not fallen for so many steps; the best model and its state are then returned, also
+    where all `steps` are done. `state` of an earlier `Result` or `Step` continues its optimiser,
+    and `done`, the steps it had taken, its batches and numbers. `callback` sees every step.
 
-    **Raises:** ValueError where the loss is no longer a number.
+    **Returns:** a `Result`; its history has, a step, the `loss` over the batch before the step and
+    the `deviance` per pixel and `r_factor` after it, of the held-out frames (`..._held_out`) and of
+    as many training frames.
+
+    **Raises:** ValueError for frames that do not exist or are both fitted and held out, `patience`
+    without held-out frames, or a loss that is no longer a number.
     """
-    held_out = np.zeros(0, int) if held_out is None else np.asarray(held_out)
-    if training is None:
-        training = np.setdiff1d(np.arange(len(data)), held_out)
+    training, held_out = _split(len(data), training, held_out)
+    if patience is not None and len(held_out) == 0:
+        raise ValueError(
+            f"`reconstruct`: `patience` {patience} needs `held_out` frames to judge the model by."
+        )
     order = ordered(model, training)
     step, evaluate = make_step(loss, updates, chunk), make_evaluation(chunk)
     state = start(model, updates) if state is None else state
     watched = {"": _spread(order, max(len(held_out), 1)), "_held_out": held_out}
     watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
     history: dict[str, list[float]] = {}
-    best, since = (np.inf, model), 0
-    for number, part in enumerate(_batches(data, order, batch_size, steps, seed), 1):
+    best, lowest, since = (model, state), math.inf, 0
+    parts = _batches(model, data, order, batch_size, seed, range(done, done + steps))
+    for number, part in enumerate(parts, done + 1):
         model, state, value = step(model, state, part)
-        if not np.isfinite(value):
-            raise ValueError(
-                f"`reconstruct`: the loss became {value} at step {number}; a smaller step or "
-                "another noise model may help, and frames with NaN are to be looked for."
-            )
-        _record(history, {"loss": float(value)}, "")
+        _record(history, {"loss": _number(value, number)}, "")
         for suffix, frames in watched.items():
             _record(history, evaluate(model, frames), suffix)
         callback(Step(number, model, state, history))
-        if patience is not None and "deviance_held_out" in history:
+        if patience is not None:
             since += 1
-            if history["deviance_held_out"][-1] < best[0]:
-                best, since = (history["deviance_held_out"][-1], model), 0
+            if history["deviance_held_out"][-1] < lowest:
+                best, lowest, since = (model, state), history["deviance_held_out"][-1], 0
             if since >= patience:
                 break
-    return Result(model if patience is None else best[1], history, state)
+    model, state = (model, state) if patience is None else best
+    return Result(model, history, state)
+
+
+def _split(frames: int, training, held_out):
+    """The frames to fit and those to judge by, checked."""
+    held_out = np.zeros(0, int) if held_out is None else np.asarray(held_out)
+    if training is None:
+        training = np.setdiff1d(np.arange(frames), held_out)
+    training = np.asarray(training)
+    both = np.intersect1d(training, held_out)
+    if len(both):
+        raise ValueError(
+            f"`reconstruct`: {len(both)} frames are in `training` and in `held_out` (first: "
+            f"{both[0]}); a frame is either fitted or judged by."
+        )
+    named = np.concatenate([training, held_out])
+    if len(training) == 0 or named.min() < 0 or named.max() >= frames:
+        raise ValueError(
+            f"`reconstruct`: frames {sorted({*named[:1], *named[-1:]})} ... of {frames} are asked "
+            f"for, {len(training)} of them to be fitted; at least one is needed, and numbers from "
+            f"0 to {frames - 1}."
+        )
+    return training, held_out
+
+
+def _number(value: Float[Array, ""], step: int) -> float:
+    if not np.isfinite(value):
+        raise ValueError(
+            f"`reconstruct`: the loss became {value} at step {step}. Try a smaller step or another "
+            "noise model, and look for frames that hold NaN."
+        )
+    return float(value)
 
 
 def _record(history, values, suffix: str):
@@ -170,18 +229,20 @@ def _record(history, values, suffix: str):
         history.setdefault(name + suffix, []).append(float(value))
 
 
-def _spread(order, count: int):
-    """`count` frames at equal distances along `order`."""
-    return order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
+def _spread(order, number: int):
+    """`number` frames at equal distances along `order`."""
+    return order[np.linspace(0, len(order) - 1, min(number, len(order))).astype(int)]
 
 
-def _batches(data, order, batch_size, steps: int, seed: int):
+def _batches(
+    model, data, order, batch_size: int | None, seed: int, steps: range
+) -> Iterator[Batch]:
     """All frames every time, or epochs of batches drawn without replacement."""
     if batch_size is None or batch_size >= len(order):
-        whole = batch(data, order)
-        yield from (whole for _ in range(steps))
+        yield from repeat(batch(data, order), len(steps))
         return
-    rng, blocks = np.random.default_rng(seed), chunks(order, batch_size)[0]
-    picks = (i for _ in range(steps) for i in rng.permutation(len(blocks)))
-    for _, pick in zip(range(steps), picks, strict=False):
-        yield batch(data, blocks[pick])
+    if batch_size < 1:
+        raise ValueError(f"`reconstruct`: `batch_size` {batch_size} is less than one frame.")
+    rng = np.random.default_rng(seed)
+    rows = (row for _ in count() for row in draw(model, order, batch_size, rng))
+    yield from (batch(data, row) for row in islice(rows, steps.start, steps.stop))

@@ -33,25 +33,29 @@ class Updates(NamedTuple):
 def per_leaf(optimisers: Mapping[str, optax.GradientTransformation]) -> Updates:
     """An optimiser for each named leaf or subtree, e.g. `{"specimen.waves": optax.adam(1e-2)}`.
 
-    Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`). What is not
-    named stands still.
+    Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`); where two
+    match a leaf the longer one has it. What is not named stands still.
     """
 
     def label(tree):
         return _labels(tuple(optimisers), tree)
 
-    return Updates(tuple(optimisers), optax.partition(dict(optimisers), label))
+    # The mask hands to each line search the gradient of its own leaves alone.
+    transform = optax.partition({**optimisers}, label, mask_compatible_extra_args=True)
+    return Updates(tuple(optimisers), transform)
 
 
 def _labels(names: tuple[str, ...], tree: PyTree) -> PyTree:
+    """`tree` with each leaf replaced by the longest of `names` that leads to it, or None."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     paths = [".".join(str(_key(k)) for k in path) for path, _ in leaves]
-    movable = [path for path, (_, leaf) in zip(paths, leaves, strict=True) if eqx.is_inexact_array(leaf)]
+    movable = {i: paths[i] for i, (_, leaf) in enumerate(leaves) if eqx.is_inexact_array(leaf)}
     labels: list[str | None] = [None] * len(paths)
-    for name in names:
-        hit = [i for i, p in enumerate(paths) if (p == name or p.startswith(name + ".")) and p in movable]
+    for name in sorted(names, key=len):
+        hit = [i for i, path in movable.items() if f"{path}.".startswith(f"{name}.")]
         if not hit:
-            near = difflib.get_close_matches(name, movable, 3) or movable
+            known = list(movable.values())
+            near = difflib.get_close_matches(name, known, 3) or known
             raise ValueError(f"`per_leaf`: {name!r} matches no leaf of the model; nearest: {near}.")
         for i in hit:
             labels[i] = name
@@ -79,14 +83,15 @@ def largest_eigenvalue(model: Scattering, scan_step: tuple[float, float]) -> flo
 def _aliases(cutoff: float, step: np.ndarray) -> int:
     """Most points of the raster's reciprocal lattice inside a disc of radius `cutoff`."""
     cell = [np.linspace(-0.5, 0.5, 33) / s for s in step]
-    reach = [np.arange(-n, n + 1) / s for n, s in zip(np.ceil(cutoff * step) + 1, step, strict=True)]
+    count = np.ceil(cutoff * step) + 1
+    reach = [np.arange(-n, n + 1) / s for n, s in zip(count, step, strict=True)]
     y = cell[0][:, None, None, None] + reach[0][None, None, :, None]
     x = cell[1][None, :, None, None] + reach[1][None, None, None, :]
     return max(1, int((np.hypot(y, x) <= cutoff).sum(axis=(2, 3)).max()))
 
 
 class NesterovState(NamedTuple):
-    """The last point before extrapolation, the momentum's counter and the last loss."""
+    """The last point before extrapolation, the momentum's counter, the last loss, restarts."""
 
     point: PyTree
     theta: Float[Array, ""]
@@ -102,29 +107,43 @@ def nesterov(
     """Nesterov's accelerated gradient with function-value restart (O'Donoghue & Candès 2015).
 
     The parameters handed in are the extrapolated point Y: S' = project(Y - step G) and
-    Y' = S' + min((theta - 1)/theta', `cap`) (S' - S). When the loss rises the momentum starts
-    again from nothing. `project` is applied to every leaf (an orthogonal projection or a proximal
-    map). `update` needs the keyword `value`, the loss at Y, as optax's line searches do.
+    Y' = S' + min((theta - 1)/theta', `cap`) (S' - S). When the loss at Y has risen, which costs no
+    extra evaluation, the momentum starts again from nothing; so hand it the whole data in every
+    step, for the loss of one batch says nothing about that of the last. `project` is applied to
+    every leaf; Y keeps to what an affine projection keeps, other sets only hold S'
+    (`NesterovState.point`). `update` needs the keyword `value`, the loss at Y, as optax's line
+    searches do.
     """
     settle = project or (lambda leaf: leaf)
 
     def init(params):
-        real = jnp.result_type(*(leaf.real.dtype for leaf in jax.tree.leaves(params)))
+        real = _real_dtype(params)
         theta, value = jnp.ones((), real), jnp.full((), jnp.inf, real)
         return NesterovState(params, theta, value, jnp.zeros((), jnp.int32))
 
-    def update(gradient, state, params=None, *, value=None, **_):
+    def update(updates, state, params=None, *, value=None, **_):
         if params is None or value is None:
-            raise ValueError("`nesterov` needs `params` and `value`: update(g, state, params, value=...).")
+            raise ValueError(
+                "`nesterov` needs `params` and `value`: update(g, state, params, value=loss)."
+            )
+        value = jnp.asarray(value, state.value.dtype)
         rise = value > state.value
         theta = jnp.where(rise, jnp.ones_like(state.theta), state.theta)
         following = (1 + jnp.sqrt(1 + 4 * theta**2)) / 2
-        momentum = jnp.where(rise, 0, jnp.minimum((theta - 1) / following, cap))
-        point = jax.tree.map(lambda y, g: settle(y - step * g), params, gradient)
-        ahead = jax.tree.map(lambda new, old: new + momentum * (new - old), point, state.point)
-        new = NesterovState(
-            point, following, jnp.asarray(value, state.value.dtype), state.restarts + rise
-        )
-        return jax.tree.map(lambda a, y: a - y, ahead, params), new
+        # theta = 1 after a rise: no momentum in this step.
+        momentum = jnp.minimum((theta - 1) / following, cap)
+        point = jax.tree.map(lambda y, g: settle(y - step * g), params, updates)
+        move = jax.tree.map(
+            lambda new, old, y: new + momentum.astype(new.dtype) * (new - old) - y,
+            point, state.point, params,
+        )  # fmt: skip
+        restarts = state.restarts + rise.astype(jnp.int32)
+        return move, NesterovState(point, following, value, restarts)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _real_dtype(tree: PyTree) -> np.dtype:
+    """The widest real type among the leaves."""
+    kinds = [np.dtype(jnp.finfo(leaf.dtype).dtype) for leaf in jax.tree.leaves(tree)]
+    return max(kinds, key=lambda kind: kind.itemsize, default=np.dtype(np.float32))

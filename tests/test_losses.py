@@ -1,0 +1,167 @@
+"""Noise models against closed forms, and the losses they make."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+
+from smpr3d_jax.data.counts import events_from_frames, Frames
+from smpr3d_jax.data.dataset import Batch
+from smpr3d_jax.inverse.losses import (
+    amplitude,
+    curvature,
+    deviance,
+    figures_of_merit,
+    NOISES,
+    objective,
+    poisson,
+    shifted_amplitude,
+    truncated_amplitude,
+)
+
+
+PAIRS = [(0.0, 0.0), (0.3, 0.0), (0.3, 2.0), (7.0, 7.0), (900.0, 1000.0)]
+
+
+class Table(eqx.Module):
+    """A model whose frames are its only leaf."""
+
+    frames: Float[Array, "frames ky kx"]
+
+    def __call__(self, index):
+        return self.frames[index]
+
+
+def table(seed=0, frames=5, dtype=float):
+    """A model, and counts that it might have drawn, as the bytes a camera writes."""
+    rng = np.random.default_rng(seed)
+    intensity = rng.gamma(0.4, 3.0, (frames, 6, 4))
+    counts = Frames(jnp.asarray(rng.poisson(intensity).astype(np.uint8)))
+    return Table(jnp.asarray(intensity, dtype)), counts
+
+
+def lifted(noise):
+    """The noise model and its slope over a list of pixels."""
+    return jax.jit(jax.vmap(jax.value_and_grad(noise)))
+
+
+def test_values(x64):
+    i, n = jnp.asarray(PAIRS).T
+    e, c = 0.002, 0.375
+    truth = i - n - n * np.log((i + e) / (n + e))
+    np.testing.assert_allclose(lifted(poisson(e))(i, n)[0], truth, atol=1e-9)
+    truth = (np.sqrt(i + c) - np.sqrt(n + c)) ** 2 / 2
+    np.testing.assert_allclose(lifted(shifted_amplitude(c))(i, n)[0], truth, atol=1e-12)
+    truth = (np.sqrt(i) - np.sqrt(n)) ** 2 / 2
+    for noise in (amplitude(), truncated_amplitude(0.1)):
+        np.testing.assert_allclose(lifted(noise)(i, n)[0], truth, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_least_at_the_count_and_finite_slope_in_the_dark(x64, name):
+    noise = lifted(NOISES[name]())
+    n = jnp.asarray([0.0, 1.0, 5.0, 300.0])
+    at = noise(n, n)[0]
+    np.testing.assert_allclose(at, 0.0, atol=1e-8)
+    assert np.all(noise(n * 1.05 + 0.01, n)[0] > at)
+    assert np.all(noise(n * 0.95, n)[0][1:] > at[1:])
+    for dtype in (np.float32, np.float64):
+        count = n.astype(dtype)
+        slope = noise(jnp.zeros_like(count), count)[1]
+        assert slope.dtype == dtype
+        assert np.all(np.isfinite(slope))
+
+
+def test_poisson_is_half_the_deviance_without_background(x64):
+    model, counts = table()
+    n = counts.dense()
+    misfit = lifted(poisson(1e-9))(model.frames.ravel(), n.ravel())[0]
+    np.testing.assert_allclose(2 * misfit, deviance(model.frames, n).ravel(), atol=1e-6)
+
+
+def test_truncated_amplitude_is_continued_smoothly(x64):
+    eps, n = 0.1, jnp.asarray([0.0, 1.0, 40.0])
+    noise, step = lifted(truncated_amplitude(eps)), 1e-7
+    below, above = (noise(eps**2 * n * (1 + sign * step), n) for sign in (-1, 1))
+    np.testing.assert_allclose(below[0], above[0], atol=1e-5)
+    np.testing.assert_allclose(below[1], above[1], rtol=1e-6)
+    dark = noise(jnp.zeros_like(n), n)[1]
+    np.testing.assert_allclose(dark, [0.5, (1 - 1 / eps) / 2, (1 - 1 / eps) / 2])
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [(poisson(), 4), (amplitude(), 1), (truncated_amplitude(), 1), (shifted_amplitude(), 1)],
+)
+def test_curvature(noise, expected):
+    found = curvature(noise)
+    assert found <= expected + 1e-4
+    assert found == pytest.approx(expected, rel=5e-3)
+
+
+def test_curvature_bounds_that_of_the_shifted_amplitude_everywhere(x64):
+    noise = shifted_amplitude()
+    bend = jax.jit(jax.vmap(jax.grad(jax.grad(lambda a, n: noise(a**2, n)))))
+    a, n = (v.ravel() for v in jnp.meshgrid(jnp.linspace(0, 9, 91), jnp.arange(50.0)))
+    assert float(jnp.max(bend(a, n))) <= 1.0
+
+
+def test_curvature_refuses_what_gives_no_step():
+    with pytest.raises(ValueError, match="Give the step yourself"):
+        curvature(lambda intensity, count: -intensity * count)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_deviance(x64, dtype):
+    i, n = jnp.asarray([0.0, 2.0, 3.0, 5.0], dtype), jnp.asarray([0.0, 0.0, 3.0, 8.0], dtype)
+    found = deviance(i, n)
+    assert found.dtype == dtype
+    truth = [0, 4, 0, 2 * (5 - 8 + 8 * np.log(8 / 5))]
+    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_deviance_of_a_true_model_is_one_a_pixel(x64):
+    rng = np.random.default_rng(1)
+    mean = np.full(20000, 30.0)
+    found = deviance(jnp.asarray(mean), jnp.asarray(rng.poisson(mean).astype(float)))
+    assert float(jnp.mean(found)) == pytest.approx(1.0, abs=0.03)
+
+
+def heavy_tailed(intensity, count):
+    """A noise model that a user might write."""
+    return jnp.log1p((jnp.sqrt(intensity + 1e-6) - jnp.sqrt(count)) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("noise", "dtype"),
+    [(poisson(), np.float32), (heavy_tailed, np.float32), (poisson(), np.float64)],
+)
+def test_objective_is_the_mean_over_frames_dense_or_sparse(x64, noise, dtype):
+    model, counts = table(dtype=dtype)
+    index = jnp.asarray([3, 0, 4], jnp.int32)
+    batches = Batch(counts[index], index), Batch(events_from_frames(counts)[index], index)
+    pixels = model.frames[index].ravel(), counts[index].dense(dtype).ravel()
+    expected, slopes = lifted(noise)(*pixels)[0].sum(), []
+    slope_of = jax.jit(jax.value_and_grad(objective(noise)))
+    for batch in batches:
+        value, slope = slope_of(model, batch)
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value, expected / 3, rtol=1e-5)
+        slopes.append(slope.frames)
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_figures_of_merit_of_each_frame(x64, sparse):
+    model, counts = table()
+    index = jnp.asarray([1, 2], jnp.int32)
+    kept = events_from_frames(counts) if sparse else counts
+    found = jax.jit(figures_of_merit)(model, Batch(kept[index], index))
+    i, n = np.asarray(model.frames[index]), np.asarray(counts.dense()[index])
+    misfit = np.abs(np.sqrt(i) - np.sqrt(n)).sum((1, 2))
+    np.testing.assert_allclose(found["misfit"], misfit)
+    np.testing.assert_allclose(found["amplitude"], np.sqrt(n).sum((1, 2)))
+    truth = deviance(jnp.asarray(i), jnp.asarray(n)).sum((1, 2))
+    np.testing.assert_allclose(found["deviance"], truth)
