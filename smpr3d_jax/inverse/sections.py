@@ -43,8 +43,8 @@ def diagonal_gauge(specimen: SMatrix, energy: float, search: float = 200.0) -> G
     """The gauge that makes the unscattered waves s_h(q = 0) agree in phase over the aperture.
 
     Maximises |sum_h d_h exp(i pi lambda tau h² + 2 pi i a.h)| over tau within ±`search` Å, then
-    refines tau and the shift a by Gauss-Newton, which needs a shift below about half of
-    lambda/alpha. `residual` is the rms phase left, rad.
+    refines tau and the shift a by Gauss-Newton. `residual` is the rms phase left, rad. Shifts above
+    about 0.4 lambda/alpha are not found: the residual is then above 1 rad and the rest is wrong.
     """
     lam = wavelength(energy)
     tilts = specimen.tilts(math.pi * lam * search * specimen.cutoff**2)
