@@ -29,6 +29,10 @@ from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
 
 
+GAUGE_RESIDUAL = 0.5
+"""rad rms; where the diagonal of S leaves more, the fitted plane is an accident."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """An experiment whose files have been looked at and found sufficient, and what was noticed."""
@@ -160,9 +164,7 @@ def optimiser(
         )  # fmt: skip
         project = priors.depth_range(model.specimen, basis, method.subspace_weight)
     assert experiment.geometry.scan_step is not None
-    bound = updates.largest_eigenvalue(model, experiment.geometry.scan_step)
-    step = frames / (losses.curvature(noise) * bound)
-    return updates.per_leaf({"specimen.waves": updates.nesterov(step, project)})
+    return updates.accelerated(model, noise, experiment.geometry.scan_step, frames, project)
 
 
 def fit(
@@ -183,6 +185,10 @@ def fit(
         callback=callback,
     )  # fmt: skip
     gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
+    if gauge.residual > GAUGE_RESIDUAL:
+        note = f"no output plane fits the unscattered waves (residual {gauge.residual:.2f} rad)"
+        notes = (*prepared.notes, f"{note}; sections are referred to the reference plane")
+        prepared, gauge = dataclasses.replace(prepared, notes=notes), Gauge()
     metrics = judge(result, dataset, training, held_out, chunk)
     metrics["gauge_plane_A"] = result.model.specimen.plane + gauge.depth
     metrics["gauge_shift_A"] = list(gauge.shift)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..physics.forward import Scattering
 from ..physics.smatrix import Beams
+from .losses import curvature, Noise
 
 
 class Updates(NamedTuple):
@@ -78,6 +79,22 @@ def largest_eigenvalue(model: Scattering, scan_step: tuple[float, float]) -> flo
     share = specimen.waves.shape[0] if isinstance(specimen, Beams) else 1
     size = model.window.pixel_area / float(step.prod()) * float(jnp.sum(model.dose)) / share
     return size * _aliases(specimen.cutoff, step)
+
+
+def accelerated(
+    model: Scattering,
+    noise: Noise,
+    scan_step: tuple[float, float],
+    frames: int,
+    project: Callable[[Array], Array] | None = None,
+) -> Updates:
+    """Nesterov's method for `specimen.waves` at the largest step that is safe for `noise`.
+
+    For the loss `losses.objective(noise)` over `frames` frames on a raster of `scan_step` (y, x)
+    Å; `project` as in `nesterov`, such as `priors.depth_range`.
+    """
+    step = frames / (curvature(noise) * largest_eigenvalue(model, scan_step))
+    return per_leaf({"specimen.waves": nesterov(step, project)})
 
 
 def _aliases(cutoff: float, step: np.ndarray) -> int:
