@@ -229,7 +229,7 @@ def test_info_describes_frames(experiment_file, series):
     assert known["total_counts"] == series.frames[1].sum()
     assert known["facts"]["energy_ev"] == 80e3
     words = smpr3d("info", path)
-    assert "scan shape: (3, 6)" in words.stdout and "electrons per frame" in words.stdout
+    assert "scan shape: 3, 6" in words.stdout and "electrons per frame" in words.stdout
 
 
 def test_info_describes_events_and_stacks(series, tmp_path):

@@ -142,7 +142,21 @@ def info(
         print(json.dumps(known, default=_plain))
         return
     for name, value in known.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+        lines = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, part in lines:
+            label = name if key is None else f"the file says: {key}"
+            print(f"{label.replace('_', ' ')}: {_readable(part)}")
+
+
+def _readable(value: Any) -> str:
+    """Numbers with few digits."""
+    if isinstance(value, tuple) and value and all(isinstance(v, int | float) for v in value):
+        return ", ".join(_readable(v) for v in value)
+    if isinstance(value, tuple):
+        return "; ".join(str(v) for v in value) or "none"
+    if isinstance(value, float):
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return str(value)
 
 
 def _plain(value: Any) -> Any:
