@@ -227,7 +227,7 @@ def write_series(
     from_mapping(content, source=str(folder / "experiment.yaml"), folder=folder)
     with open(folder / "experiment.yaml", "w", encoding="utf-8") as file:
         writer = YAML()
-        writer.default_flow_style, writer.width = None, 100
+        writer.default_flow_style, writer.width = None, 120
         writer.dump(content, file)
     return folder / "experiment.yaml"
 
