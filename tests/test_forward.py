@@ -5,10 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from smpr3d_jax.physics.detector import Detector, intensity
-from smpr3d_jax.physics.forward import apply_beamlets, exit_waves, prepare, Scattering
+from smpr3d_jax.physics.forward import (
+    apply_beamlets,
+    exit_waves,
+    frames_together,
+    prepare,
+    Scattering,
+)
 from smpr3d_jax.physics.fourier import fft, ifft, phase_factor
-from smpr3d_jax.physics.grid import Grid
 from smpr3d_jax.physics.optics import aberration_phase, focal_series
 from smpr3d_jax.physics.propagation import multislice
 from smpr3d_jax.physics.scan import raster, series_of
@@ -84,8 +90,8 @@ def test_smatrix_equals_multislice_of_the_periodised_probe(x64, dtype, tolerance
     assert found.dtype == np.result_type(dtype, np.complex64)
     exact, _ = world(dtype=np.float64)
     expected = periodised_multislice(exact, slices, INDEX)
-    error = jnp.linalg.norm(found - expected.astype(found.dtype)) / jnp.linalg.norm(expected)
-    assert float(error) < tolerance
+    error = jnp.linalg.norm(found - expected.astype(found.dtype))
+    assert float(error) < tolerance * float(jnp.linalg.norm(expected))
 
 
 def test_vacuum_holds_the_dose_in_the_window(x64):
@@ -214,18 +220,19 @@ def test_planned_modes_agree_with_exact_ones(x64):
     assert 1e-6 < float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
 
 
-def test_handwritten_rule_of_the_kernel_equals_the_derived_one(x64):
-    waves, values = random_complex(10, (3, 20, 22)), random_complex(11, (4, 3, 6, 8))
+@pytest.mark.parametrize("modes", [1, 6, 10])
+def test_handwritten_rule_of_the_kernel_equals_the_derived_one(x64, modes):
+    waves, values = random_complex(10, (modes, 20, 22)), random_complex(11, (4, modes, 6, 8))
     corner = jnp.asarray([[0, 0], [14, 14], [3, 9]], jnp.int32)
     entry = jnp.asarray([1, 1, 3], jnp.int32)
 
-    def plain(waves, values):
-        cut = lambda c: jax.lax.dynamic_slice(waves, (jnp.int32(0), c[0], c[1]), (3, 6, 8))
-        return jnp.sum(jax.vmap(cut)(corner) * values[entry], axis=1)
-
     image, pull = jax.vjp(lambda w, v: apply_beamlets(w, v, corner, entry), waves, values)
-    expected, derived = jax.vjp(plain, waves, values)
+    expected, derived = jax.vjp(lambda w, v: frames_together(w, v, corner, entry), waves, values)
     np.testing.assert_allclose(image, expected, atol=1e-12)
+    alone = [
+        waves[:, y : y + 6, x : x + 8] * values[e] for (y, x), e in zip(corner, entry, strict=True)
+    ]
+    np.testing.assert_allclose(image, jnp.sum(jnp.stack(alone), axis=1), atol=1e-12)
     seed = random_complex(12, image.shape)
     for a, b in zip(pull(seed), derived(seed), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)

@@ -1,6 +1,7 @@
 """From exit waves to what a camera counts."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
@@ -44,26 +45,44 @@ def intensity(
 ) -> Float[Array, "*batch ky kx"]:
     """Expected electrons per detector pixel, zero frequency in the corner.
 
-    With `integration` f > 1 the wave is padded f times, which samples the pattern f times finer,
-    and each pixel sums the samples within its width, those on its border by half.
+    With `integration` f > 1 the pattern is sampled f times finer, as padding the wave f times
+    does, and each pixel sums the samples within its width, those on its border by half. The finer
+    pattern is computed as f² patterns shifted by fractions of a pixel: small transforms instead
+    of a large one of a wave that is mostly zeros.
     """
     f, (my, mx) = integration, exit_waves.shape[-2:]
-    if f > 1:
-        pad = [(0, 0)] * (exit_waves.ndim - 2) + [(0, (f - 1) * my), (0, (f - 1) * mx)]
-        exit_waves = jnp.pad(exit_waves, pad)
-    spectrum = fft(exit_waves)
-    fine = spectrum.real**2 + spectrum.imag**2
-    return fine if f == 1 else bin_centred(bin_centred(fine, f, -2), f, -1)
+    if f == 1:
+        return _power(exit_waves)
+    ramps = [np.exp(-2j * np.pi * np.outer(np.arange(f) / f, np.arange(n) / n)) for n in (my, mx)]
+    shift = (ramps[0][:, None, :, None] * ramps[1][None, :, None, :]).reshape(f * f, my, mx) / f
+    batch = (1,) * (exit_waves.ndim - 2)
+    shift = jnp.asarray(shift, exit_waves.dtype).reshape(*batch, *shift.shape)
+    fine = _power(exit_waves[..., None, :, :] * shift)
+    fine = fine.reshape(*exit_waves.shape[:-2], f, f, my, mx)
+    return _box(_box(fine, -4, -2), -3, -1)
+
+
+def _power(wave):
+    spectrum = fft(wave)
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def bin_centred(image: Float[Array, "*shape"], factor: int, axis: int) -> Float[Array, "*binned"]:
     """Sum boxes of `factor` samples centred on every factor-th sample of a periodic axis."""
     axis = axis % image.ndim
-    half = factor // 2
     shape = (*image.shape[:axis], image.shape[axis] // factor, factor, *image.shape[axis + 1 :])
-    part = lambda j: jnp.take(image.reshape(shape), j % factor, axis=axis + 1)
+    return _box(image.reshape(shape), axis + 1, axis)
+
+
+def _box(samples, fractions: int, axis: int):
+    """Sum the samples within half a pixel of each pixel of the periodic `axis`.
+
+    Entry j of the axis `fractions`, which is summed away, lies j/f of a pixel beyond the pixel.
+    """
+    factor, fractions = samples.shape[fractions], fractions % samples.ndim
+    part = lambda j: jax.lax.index_in_dim(samples, j % factor, fractions, keepdims=False)
     total = part(0)
-    for j in range(1, half + 1):
+    for j in range(1, factor // 2 + 1):
         weight = 0.5 if 2 * j == factor else 1.0
         total = total + weight * (part(j) + jnp.roll(part(factor - j), 1, axis))
     return total
