@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from smpr3d_jax.physics.grid import Grid
 from smpr3d_jax.physics.specimen import Slices
 

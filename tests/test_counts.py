@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from smpr3d_jax.data.counts import (
-    Events,
-    Frames,
-    InputError,
     compare,
     crop,
+    Events,
     events_from_csr,
     events_from_frames,
+    Frames,
+    InputError,
     join,
     to_corner,
 )

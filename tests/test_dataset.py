@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smpr3d_jax.data.counts import Events, Frames, InputError, events_from_frames
-from smpr3d_jax.data.dataset import Dataset, batch, hold_out, join, subset
-from smpr3d_jax.physics.scan import Scan, raster
+from smpr3d_jax.data.counts import Events, events_from_frames, Frames, InputError
+from smpr3d_jax.data.dataset import batch, Dataset, hold_out, join, subset
+from smpr3d_jax.physics.scan import raster, Scan
 
 
 def some_dataset(*shapes, seed=0, sparse=False):

@@ -10,7 +10,7 @@ from smpr3d_jax.data.readers import (
     write_emd,
 )
 
-from .scan_files import SCAN, flat, opened, some_cube
+from .scan_files import flat, opened, SCAN, some_cube
 
 
 def test_emd_facts_and_layout(tmp_path):

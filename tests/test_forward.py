@@ -9,6 +9,8 @@ import pytest
 from smpr3d_jax.physics.detector import Detector, intensity
 from smpr3d_jax.physics.forward import (
     apply_beamlets,
+    Beamlets,
+    Blocks,
     exit_waves,
     frames_together,
     prepare,
@@ -213,6 +215,7 @@ def test_planned_modes_agree_with_exact_ones(x64):
     regular = series_of([np.asarray(model.window.extent) / 2 + raster((4, 7), tuple(d * 1.25))] * 3)
     model = eqx.tree_at(lambda m: m.scan, model, regular)
     planned = prepare(model)
+    assert isinstance(planned.plan, Beamlets)
     assert planned.plan.values.shape[0] == 3 * 4 * 4
     np.testing.assert_allclose(exit_waves(planned, INDEX), exit_waves(model, INDEX), atol=1e-9)
     irregular, _ = world("modes")
@@ -243,7 +246,7 @@ def test_neighbours_together_equal_each_alone(x64):
     assert isinstance(model.specimen, Beams)
     near = np.asarray([0, 1, 7, 8, 28, 36])
     planned = prepare(model, chunk=near[None])
-    assert max(planned.plan.reach) < 20
+    assert isinstance(planned.plan, Blocks) and max(planned.plan.reach) < 20
     for index in (near, np.asarray(INDEX)):  # the second lies outside the reach
         a, b = exit_waves(planned, jnp.asarray(index)), exit_waves(model, jnp.asarray(index))
         np.testing.assert_allclose(a, b, atol=1e-10)

@@ -10,15 +10,15 @@ import pytest
 from smpr3d_jax.physics.fourier import convolve
 from smpr3d_jax.physics.grid import Grid
 from smpr3d_jax.physics.optics import (
-    CARTESIAN,
-    POLAR,
-    Optics,
     aberration_phase,
     aberration_shift,
     aperture,
+    CARTESIAN,
     cartesian,
     focal_series,
     interaction_parameter,
+    Optics,
+    POLAR,
     polar,
     probe,
     wavelength,

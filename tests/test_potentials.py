@@ -7,9 +7,9 @@ from scipy import integrate, special
 
 from smpr3d_jax.physics.grid import Grid
 from smpr3d_jax.physics.potentials import (
-    POTENTIAL_UNIT,
     atom_potential,
     lobato,
+    POTENTIAL_UNIT,
     projected_potential,
     scattering_factor,
 )

@@ -18,11 +18,11 @@ from smpr3d_jax.data.readers.source import Source
 
 from .helpers import shared_data
 from .scan_files import (
-    FRAME,
-    SCAN,
     flat,
+    FRAME,
     opened,
     save_plain,
+    SCAN,
     some_cube,
 )
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smpr3d_jax.data import readers
-from smpr3d_jax.data.counts import Events, Frames, InputError, events_from_frames
+from smpr3d_jax.data.counts import Events, events_from_frames, Frames, InputError
 from smpr3d_jax.data.readers import (
     check_counts,
     describe,
@@ -13,7 +13,7 @@ from smpr3d_jax.data.readers import (
     write_stempy,
 )
 
-from .scan_files import FRAME, SCAN, flat, lists_of, opened, save_events, some_cube, split_entries
+from .scan_files import flat, FRAME, lists_of, opened, save_events, SCAN, some_cube, split_entries
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smpr3d_jax.data.counts import Frames, InputError, events_from_frames
+from smpr3d_jax.data.counts import events_from_frames, Frames, InputError
 from smpr3d_jax.data.readers import (
     check_counts,
     check_series,
@@ -16,7 +16,7 @@ from smpr3d_jax.data.readers import (
 from smpr3d_jax.data.readers.source import Source
 
 from .helpers import shared_data
-from .scan_files import FRAME, SCAN, flat, opened, some_cube
+from .scan_files import flat, FRAME, opened, SCAN, some_cube
 
 
 @pytest.mark.parametrize("value, what", [(np.nan, "not a number"), (np.inf, "n"), (-1, "negative")])

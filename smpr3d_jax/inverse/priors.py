@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from ..physics.fourier import fft, ifft
+from ..physics.fourier import EXACT, fft, ifft
 from ..physics.optics import wavelength
 from ..physics.smatrix import TiltModes, vacuum
 
@@ -127,7 +127,8 @@ def depth_range(
         rung, turn, scattered = arguments
         shares = ridge_shares(specimen.order, turn)
         along = jax.ops.segment_sum(shares.conj() * scattered, ridge, specimen.order + 1)
-        kept = jnp.einsum("xnm,mx->nx", basis.projectors[rung].astype(along.dtype), along)
+        inside = basis.projectors[rung].astype(along.dtype)
+        kept = jnp.einsum("xnm,mx->nx", inside, along, precision=EXACT)
         return shares * kept[ridge]
 
     def project(waves):

@@ -9,6 +9,7 @@ dz = z1 - z: no zeros at focus, no contrast reversal, and a depth width of about
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -19,12 +20,15 @@ from jaxtyping import Array, Complex, Float
 
 from ..physics.detector import Detector
 from ..physics.forward import Beamlets, beamlets, Blocks, Scattering
-from ..physics.fourier import convolve, fft, ifft, phase_factor
+from ..physics.fourier import convolve, EXACT, fft, ifft, phase_factor
 from ..physics.grid import Grid
 from ..physics.optics import Optics, wavelength
 from ..physics.scan import Scan
 from ..physics.smatrix import Beams, SMatrix, TiltModes
 from .priors import mode_orders, ridge_quadrature, ridge_shares
+
+
+_product = partial(jnp.matmul, precision=EXACT)
 
 
 class Gauge(NamedTuple):
@@ -181,7 +185,7 @@ def _over_tilts(focus: Focus, turn: Float[Array, ""]) -> Complex[Array, "ky kx"]
             columns = jnp.where(angle <= focus.collector * 1e-3 / focus.wavelength, columns, 0)
         if focus.basis.ndim == 1:
             return jnp.sum(spectrum * (focus.basis * along_y)[:, None] * columns, axis=0)
-        return jnp.sum(spectrum * ((focus.basis * along_y[None]) @ columns), axis=0)
+        return jnp.sum(spectrum * _product(focus.basis * along_y[None], columns), axis=0)
 
     return jax.lax.map(row, (ky[:, 0], focus.spectra.swapaxes(0, 1)))
 
@@ -194,7 +198,8 @@ def _over_ridges(focus: Focus, turn: Float[Array, ""]) -> Complex[Array, "ky kx"
     def row(radius_and_spectrum):
         radius, spectrum = radius_and_spectrum
         phase = turn * ridges.nodes[:, None] * radius[None]
-        amplitudes = ridges.weights[0] @ jnp.cos(phase) + ridges.weights[1] @ jnp.sin(phase)
+        amplitudes = _product(ridges.weights[0], jnp.cos(phase))
+        amplitudes = amplitudes + _product(ridges.weights[1], jnp.sin(phase))
         return jnp.sum(spectrum * amplitudes.astype(spectrum.dtype), axis=0)
 
     ky, kx = focus.frequencies
@@ -236,7 +241,7 @@ def _spectrum(focus: Focus, column) -> Complex[Array, "ky kx"]:
     """Spectrum of one tilt's wave: of the beam numbered `column`, or of modes with these shares."""
     if column.ndim == 0:
         return focus.basis[column] * focus.spectra[column]
-    return jnp.tensordot(column, focus.spectra, 1)
+    return jnp.tensordot(column, focus.spectra, 1, precision=EXACT)
 
 
 def unwrap(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from .detector import Detector
-from .fourier import phase_factor
+from .fourier import EXACT, phase_factor
 from .grid import Grid
 from .optics import aberration_phase, aperture, Optics
 from .scan import Scan
@@ -153,8 +153,8 @@ def beamlets(
             -2 * math.pi * rest[:, None] * jnp.asarray(fine[axis], rest.dtype)[None]
         )
         ramps.append(steady[None] * shift[:, None, :])
-    rows = jnp.einsum("tmh,dphk->dtpmk", ramps[0], spectrum)
-    return jnp.einsum("dtpmk,unk->dtupmn", rows, ramps[1])
+    rows = jnp.einsum("tmh,dphk->dtpmk", ramps[0], spectrum, precision=EXACT)
+    return jnp.einsum("dtpmk,unk->dtupmn", rows, ramps[1], precision=EXACT)
 
 
 def _illumination(optics: Optics, specimen: TiltModes, window: Grid):
@@ -355,7 +355,7 @@ def _tilted(specimen: Beams, corner, shape):
 def _ramp(specimen: Beams, from_corner):
     """exp(-2 pi i h.rho) for rho in Å from the corner of the window."""
     h = jnp.asarray(specimen.points, from_corner.dtype)
-    turns = jnp.einsum("...a,ba->...b", from_corner, h)
+    turns = jnp.einsum("...a,ba->...b", from_corner, h, precision=EXACT)
     return phase_factor(-2 * math.pi * (turns - jnp.round(jax.lax.stop_gradient(turns))))
 
 
@@ -380,7 +380,7 @@ def _together(reach, step, specimen: Beams, weights, corner, rest):
 def _product(left, right):
     """left @ right by three real products instead of four (Gauss), faster than XLA's own."""
     a, b, c, d = left.real, left.imag, right.real, right.imag
-    multiply = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    multiply = partial(jnp.matmul, precision=EXACT)
     common = multiply(a + b, c)
     return jax.lax.complex(common - multiply(b, c + d), common + multiply(a, d - c))
 
@@ -391,6 +391,6 @@ def _apart(step, specimen: Beams, weights, corner, rest):
 
     def frame(weights_corner):
         waves = _tilted(specimen, weights_corner[1], specimen.window.shape)
-        return jnp.tensordot(weights_corner[0], waves, 1)
+        return jnp.tensordot(weights_corner[0], waves, 1, precision=EXACT)
 
     return jax.lax.map(frame, (weights, corner))

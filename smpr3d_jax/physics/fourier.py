@@ -9,6 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 
+EXACT = jax.lax.Precision.HIGHEST
+"""For products: the TensorFloat-32 that some accelerators prefer keeps three digits of a phase."""
+
+
 def fft(wave: Complex[Array, "*batch y x"]) -> Complex[Array, "*batch ky kx"]:
     """Unitary Fourier transform of the last two axes."""
     return jnp.fft.fft2(wave, norm="ortho")

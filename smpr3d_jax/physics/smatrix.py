@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
+from .fourier import EXACT
 from .grid import Grid
 from .propagation import multislice, Pair
 from .specimen import Slices
@@ -249,12 +250,13 @@ def to_modes(beams: Beams, order: int) -> TiltModes:
     """The tilt modes that fit `beams` best, by least squares over the beams."""
     basis = tilt_polynomials(order, beams.points, beams.cutoff)
     inverse = jnp.asarray(np.linalg.pinv(basis), beams.waves.dtype)
-    waves = jnp.einsum("bp,byx->pyx", inverse, beams.waves)
+    waves = jnp.einsum("bp,byx->pyx", inverse, beams.waves, precision=EXACT)
     return TiltModes(waves, beams.grid, beams.origin, beams.plane, beams.cutoff)
 
 
 def to_beams(modes: TiltModes, window: Grid) -> Beams:
     """The waves s_h at every plane wave of `window`."""
     basis = tilt_polynomials(modes.order, window_beams(window, modes.cutoff), modes.cutoff)
-    waves = jnp.einsum("pb,pyx->byx", jnp.asarray(basis, modes.waves.dtype), modes.waves)
+    basis = jnp.asarray(basis, modes.waves.dtype)
+    waves = jnp.einsum("pb,pyx->byx", basis, modes.waves, precision=EXACT)
     return Beams(waves, modes.grid, window, modes.origin, modes.plane, modes.cutoff)

@@ -22,8 +22,8 @@ from ruamel.yaml import YAML
 
 from . import store
 from .figures import (
-    Box,
     array_png,
+    Box,
     evenly,
     frame_pair,
     grouped,
