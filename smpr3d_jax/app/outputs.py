@@ -318,7 +318,7 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
         "R-factor, fitted": m["r_factor"],
         "Iterations": m["iterations"],
         "Time": (round(m["seconds"], 1), "s"),
-        "Peak memory": (round(m["peak_memory_bytes"] / 2**30, 2), "GiB"),
+        "Peak memory": (round((m["peak_memory_bytes"] or 0) / 2**30, 2), "GiB"),
         "Output plane (gauge)": (round(m["gauge_plane_A"], 2), "Å"),
         "Unknown waves": specimen.waves.shape[0],
         "Electrons per frame": round(float(jnp.mean(outcome.result.model.dose)), 1),

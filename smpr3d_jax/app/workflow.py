@@ -5,7 +5,7 @@ anything long is computed; `run` writes nothing before it has a result.
 """
 
 import dataclasses
-import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +28,11 @@ from ..physics.smatrix import TiltModes
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
 
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows has none
+    resource = None
 
 GAUGE_RESIDUAL = 0.5
 """rad rms; where the diagonal of S leaves more, the fitted plane is an accident."""
@@ -234,11 +239,14 @@ def judge(
     }
 
 
-def peak_memory() -> int:
+def peak_memory() -> int | None:
     """Most memory that this process has held, bytes; of the accelerator where there is one."""
     device = jax.local_devices()[0]
     known = None if device.platform == "cpu" else device.memory_stats()
     if known and "peak_bytes_in_use" in known:
         return int(known["peak_bytes_in_use"])
-    # Linux counts in kilobytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if resource is None:
+        return None
+    # Linux counts in kilobytes, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
