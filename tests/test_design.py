@@ -130,6 +130,15 @@ def test_foci_for_beams_as_measured(defoci, fails):
         assert "set method.representation to 'modes'" in finding.message
 
 
+@pytest.mark.parametrize("defoci", [[0.0, 5.0, 10.0, 15.0], [-15.0, 0.0, 10.0, 25.0], [100.0] * 3])
+def test_a_series_that_is_as_good_as_one_scan_is_questioned(defoci):
+    (finding,) = design.check(**NANOTUBES | {"defoci": defoci})
+    assert (finding.severity, finding.key) == ("error", "scans.defocus")
+    for words in ("too close to determine S", f"over {max(defoci) - min(defoci):g} Å", "468 Å"):
+        assert words in finding.message
+    assert design.check(**NANOTUBES | {"defoci": defoci[:1]}) == []
+
+
 def test_close_foci_are_one():
     unit = design.depth_unit(25.0, 80e3)
     assert design.distinct_foci(25.0, 80e3, [0.0, 0.4 * unit]) == 1

@@ -23,6 +23,7 @@ AIRY_MARGIN = 3.0  # lambda/alpha around the cone; the window then loses about 2
 AIRY_LEAST = 2.0  # lambda/alpha; with less, the window cuts the bright lobes of the probe
 FOCAL_RANGE = 7.0  # lambda/alpha²; measured: 7.3 determines S to 0.3 %
 FOCAL_RANGE_LEAST = 4.0  # lambda/alpha²; measured: 3.7 leaves 36 % error, 1.5 leaves 53 %
+SERIES_LEAST = 1.0  # lambda/alpha²; foci closer than the depth of focus add no depth information
 FOCI_FOR_BEAMS = 3  # measured: one fits the data exactly with a wrong S, two leave 46 %
 DATA_PER_MODE = 5.0  # D (L/s)² per mode; measured: 4.5 works, 2.3 fails
 DATA_PER_MODE_LEAST = 3.0
@@ -213,6 +214,7 @@ def check(
         findings += _check_field(scan_step, scan_shape, window)
     else:
         probe = min(window, required_window(semiangle, energy, defoci, middle))
+        findings += _check_foci_of_modes(energy, semiangle, defoci)
         findings += _check_step_of_modes(len(defoci), scan_step, window, probe, order)
         findings += _check_order(energy, semiangle, depths, middle, order, reach)
     return sorted(findings, key=lambda finding: finding.severity)
@@ -287,6 +289,21 @@ def _check_foci(energy: float, semiangle: float, defoci: Sequence[float]) -> lis
         message = f"the range of defoci is short for 'beams': {given}; better {needed:.3g} Å"
         return [Finding("warning", "scans.defocus", message)]
     return []
+
+
+def _check_foci_of_modes(energy: float, semiangle: float, defoci: Sequence[float]) -> list[Finding]:
+    """One focus is enough for modes; a series whose foci are as good as one is a slip."""
+    unit, span = depth_unit(semiangle, energy), max(defoci) - min(defoci)
+    if len(defoci) == 1 or span >= SERIES_LEAST * unit:
+        return []
+    message = (
+        f"the defoci are too close to determine S better than one scan would: {len(defoci)} scans "
+        f"over {span:g} Å ({span / unit:.2g} λ/α²); a focal series wants a range of "
+        f"{required_focal_range(semiangle, energy):.3g} Å ({FOCAL_RANGE:g} λ/α²), at least "
+        f"{SERIES_LEAST * unit:.3g} Å. Are they in Å? For repeated scans of one focus add "
+        "`accept_implausible: true`"
+    )
+    return [Finding("error", "scans.defocus", message)]
 
 
 def _check_step_of_beams(
