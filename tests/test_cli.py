@@ -447,16 +447,18 @@ def test_wrong_data_are_refused(experiment_file, series, tmp_path, no_long_work,
     assert re.search(f"{re.escape(path.name)}.*{message}", told, re.DOTALL), told
 
 
-def test_some_empty_frames_are_told_of(experiment_file, series, tmp_path, monkeypatch):
+def test_an_empty_frame_among_full_ones_is_refused_unless_accepted(
+    experiment_file, series, tmp_path
+):
     frames = frames_of(series)
     frames[2, 1] = 0
     write_emd(tmp_path / "gap.h5", frames, 0.5, 4.175716, 80e3)
     changes = {"scans.0.file": str(tmp_path / "gap.h5")}
-    file = tiny.write(tmp_path, tiny.changed(tiny.content(experiment_file), changes))
-    notes = workflow.prepare(load(file)).notes
-    assert any(
-        "gap.h5: 1 of 18 frames have no counts at all, the first is frame 13" in n for n in notes
-    )
+    tree = tiny.changed(tiny.content(experiment_file), changes)
+    said = "1 of 18 frames have no counts at all, the first is frame 13"
+    assert said in refused(tmp_path, tree)
+    file = tiny.write(tmp_path, tree | {"accept_implausible": True})
+    assert any(f"gap.h5: {said}" in note for note in workflow.prepare(load(file)).notes)
 
 
 def test_a_scan_of_one_position_has_none_to_hold_out(experiment_file, series, tmp_path):

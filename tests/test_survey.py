@@ -53,6 +53,14 @@ def test_empty_frames(tmp_path, kind):
         check_counts(open_source(tmp_path / "dark.npy"), allow_empty=True)
 
 
+def test_empty_frames_at_a_dose_that_explains_them_are_only_told_of(tmp_path):
+    cube = np.zeros((*SCAN, 6, 8), np.uint8)
+    cube.reshape(-1, 48)[:12, 5] = 2
+    np.save(tmp_path / "sparse.npy", cube)
+    (note,) = check_counts(open_source(tmp_path / "sparse.npy"))
+    assert "3 of 15 frames have no counts at all" in note
+
+
 def test_counts_that_are_not_whole(tmp_path):
     np.save(tmp_path / "scan.npy", some_cube() * 0.5)
     notes = check_counts(open_source(tmp_path / "scan.npy"))

@@ -77,7 +77,8 @@ def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
         raise InputError("\n".join(errors))
     notes += errors + [_told(experiment, f) for f in findings if f.severity != "error"]
     if check_frames:
-        notes += [f"{s.path.name}: {remark}" for s in sources for remark in check_counts(s, True)]
+        lenient = experiment.accept_implausible
+        notes += [f"{s.path.name}: {said}" for s in sources for said in check_counts(s, lenient)]
     return Prepared(experiment, sources, tuple(dict.fromkeys(notes)))
 
 

@@ -113,7 +113,8 @@ REMEDIES = {
     "not finite": "Replace them with counts, or leave these pixels out by cropping.",
     "negative": "Undo the subtraction of a background, or count the electrons.",
     "not whole": "Poisson statistics need electrons: divide by the counts an electron makes.",
-    "empty": "Leave these positions out, or allow empty frames if the dose was that low.",
+    "empty": "Frames were dropped, or the beam was off: leave these positions out; where the dose "
+    "explains them, add `accept_implausible: true` to the experiment file.",
 }
 UNUSABLE = ("not finite", "negative")
 

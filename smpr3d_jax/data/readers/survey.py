@@ -59,14 +59,25 @@ def survey(source: Source) -> Survey:
 def check_counts(source: Source, allow_empty: bool = False) -> tuple[str, ...]:
     """Refuse a scan whose counts cannot be used; say what else deserves a second look.
 
+    Frames without a count are taken where noise explains them: at the mean of the others at least
+    a thousandth of such a frame is to be expected in the scan.
+
     **Raises:** InputError for counts that are negative or not a number, events outside the frame,
-    and empty frames unless `allow_empty` (a scan without any electron is refused always).
+    and empty frames that noise does not explain, unless `allow_empty` (a scan without any electron
+    is refused always).
     """
     seen = survey(source)
-    allowed = allow_empty and not seen.faulty["empty"].all()
+    empty = seen.faulty["empty"]
+    allowed = not empty.all() and (allow_empty or _expected_empty(seen) > 1e-3)
     for what in (*UNUSABLE, *(() if allowed else ("empty",))):
         source.complain(what, np.flatnonzero(seen.faulty[what]))
     return _remarks(seen)
+
+
+def _expected_empty(seen: Survey) -> float:
+    """How many frames Poisson noise leaves empty at the mean dose of those that are not."""
+    hit = seen.electrons[~seen.faulty["empty"]]
+    return len(seen.electrons) * math.exp(-float(hit.mean())) if len(hit) else 0.0
 
 
 def _remarks(seen: Survey) -> tuple[str, ...]:
