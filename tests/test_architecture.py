@@ -18,7 +18,7 @@ ALLOWED = {
     "app": {"app", "inverse", "data", "physics", "report"},
 }
 INSIDE = {
-    "physics": "grid fourier optics scan potentials specimen propagation smatrix detector forward "
+    "physics": "grid fourier optics scan potentials specimen propagation smatrix beamlets detector forward "
     "simulation",
     "inverse": "losses priors updates batches reconstruction sections design",
     "report": "store volumes figures page",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from smpr3d_jax.inverse.batches import chunks, draw, ordered
+from smpr3d_jax.physics.beamlets import Beamlets
 from smpr3d_jax.physics.detector import Detector
-from smpr3d_jax.physics.forward import Beamlets, Blocks, Scattering
+from smpr3d_jax.physics.forward import Blocks, Scattering
 from smpr3d_jax.physics.optics import focal_series
 from smpr3d_jax.physics.scan import raster, series_of
 from smpr3d_jax.physics.smatrix import field, unscattered_beams, unscattered_modes

@@ -3,8 +3,9 @@
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from ..physics.forward import Beamlets, Blocks, Scattering
-from ..physics.smatrix import Beams
+from ..physics.beamlets import Beamlets, Ladder
+from ..physics.forward import Blocks, Scattering
+from ..physics.smatrix import Beams, place
 
 
 def ordered(
@@ -20,6 +21,11 @@ def ordered(
         return index
     if isinstance(model.plan, Beamlets):
         return index[np.argsort(np.asarray(model.plan.entry)[index], kind="stable")]
+    if isinstance(model.plan, Ladder):
+        scan, table = model.scan, model.plan
+        _, rest = place(model.specimen, scan.positions, model.window)
+        rows = np.asarray(table.rows(scan.series, rest, model.window))
+        return index[np.argsort(rows[index], kind="stable")]
     if not isinstance(model.specimen, Beams) or len(index) == 0:
         return index
     positions = np.asarray(model.scan.positions, float)[index]

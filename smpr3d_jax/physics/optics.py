@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Int
 
 from .fourier import ifft, phase_factor
 from .grid import Grid
@@ -133,9 +134,9 @@ def aberration_shift(
 def aperture(
     ky: Float[np.ndarray, "ky 1"],
     kx: Float[np.ndarray, "1 kx"],
-    cutoff: float,
+    cutoff: float | Float[Array, ""],
     soft: bool = True,
-) -> Float[np.ndarray, "ky kx"]:
+) -> Float[np.ndarray, "ky kx"] | Float[Array, "ky kx"]:
     """Amplitude of a round aperture of radius `cutoff` (1/Å) on a grid of frequencies.
 
     `soft`: each pixel holds the fraction of it inside the edge (the edge taken straight within a
@@ -149,6 +150,9 @@ def aperture(
     safe = np.where(radius > 0, radius, 1.0)
     width = np.hypot(step[0] * ky / safe, step[1] * kx / safe)
     width = np.where(width > 0, width, max(*step, 1e-12))
+    if isinstance(cutoff, jax.Array):
+        radius, width = (jnp.asarray(a, cutoff.dtype) for a in (radius, width))
+        return jnp.clip((cutoff - radius) / width + 0.5, 0.0, 1.0)
     return np.clip((cutoff - radius) / width + 0.5, 0.0, 1.0)
 
 
@@ -162,6 +166,17 @@ class Optics(eqx.Module):
     energy: float = eqx.field(static=True)
     semiangle: float = eqx.field(static=True)
     aberrations: Aberrations
+
+    @property
+    def states(self) -> int:
+        """Number of incoherent states of the probe, whose intensities add."""
+        return 1
+
+    def of_scan(self, scan: Int[Array, ""]) -> "Optics":
+        """The optics of one scan alone."""
+        return eqx.tree_at(
+            lambda o: o.aberrations, self, {k: v[scan][None] for k, v in self.aberrations.items()}
+        )
 
     @property
     def wavelength(self) -> float:
@@ -205,6 +220,17 @@ def focal_series(
             values.setdefault(name, np.zeros(count))[scan] = value
     values["C10"] = values["C10"] - np.asarray(defocus, float)
     return Optics(energy, semiangle, {name: jnp.asarray(v, float) for name, v in values.items()})
+
+
+def pupil(
+    optics: Optics, ky: Float[Array, "*shape"], kx: Float[Array, "*shape"]
+) -> Complex[Array, "scans states *shape"]:
+    """What the lens multiplies each frequency by, for every incoherent state of the probe.
+
+    The states' mean squares add up to 1 where the aperture is open.
+    """
+    chi = aberration_phase(optics.aberrations, ky, kx, optics.energy)
+    return phase_factor(-chi)[:, None]
 
 
 def probe(optics: Optics, grid: Grid, position: Float[Array, "2"]) -> Complex[Array, "scans y x"]:
