@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
+from scipy.stats import poisson as poisson_law
 
 from smpr3d_jax.data.counts import events_from_frames, Frames
 from smpr3d_jax.data.dataset import Batch
@@ -13,9 +14,11 @@ from smpr3d_jax.inverse.losses import (
     amplitude,
     curvature,
     deviance,
+    expected_deviance,
     figures_of_merit,
     NOISES,
     objective,
+    penalised,
     poisson,
     shifted_amplitude,
     truncated_amplitude,
@@ -129,6 +132,29 @@ def test_deviance_of_a_true_model_is_one_a_pixel(x64):
     assert float(jnp.mean(found)) == pytest.approx(1.0, abs=0.03)
 
 
+def summed_deviance(mean):
+    """E[2 (I - n + n ln(n/I))] by brute force."""
+    n = np.arange(int(mean + 40 * np.sqrt(mean) + 60))
+    term = 2 * (mean - n + n * np.log(np.maximum(n, 1) / mean))
+    return np.sum(poisson_law.pmf(n, mean) * term)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_expected_deviance_equals_the_sum_over_all_counts(x64, dtype):
+    mean = np.concatenate([np.geomspace(1e-6, 1e4, 90), [9.99, 10.0, 10.01]])
+    found = jax.jit(expected_deviance)(jnp.asarray(mean.reshape(31, 3), dtype))
+    assert found.dtype == dtype
+    truth = np.array([summed_deviance(m) for m in mean]).reshape(31, 3)
+    np.testing.assert_allclose(found, truth, rtol=1e-4)
+    slope = jax.jit(jax.grad(lambda i: jnp.sum(expected_deviance(i))))
+    assert np.all(np.isfinite(slope(jnp.asarray([0.0, 3.0, 1e6], dtype))))
+
+
+def test_expected_deviance_where_nothing_or_everything_arrives():
+    np.testing.assert_array_equal(expected_deviance(jnp.zeros((2, 3))), 0)
+    np.testing.assert_allclose(expected_deviance(jnp.asarray([1e8])), 1, rtol=1e-6)
+
+
 def heavy_tailed(intensity, count):
     """A noise model that a user might write."""
     return jnp.log1p((jnp.sqrt(intensity + 1e-6) - jnp.sqrt(count)) ** 2)
@@ -153,6 +179,26 @@ def test_objective_is_the_mean_over_frames_dense_or_sparse(x64, noise, dtype):
     np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-4, atol=1e-6)
 
 
+def darkness(model):
+    """A prior that a user might state."""
+    return jnp.mean(model.frames**2)
+
+
+def test_a_penalty_is_added_to_the_loss_of_any_batch(x64):
+    model, counts = table()
+    data = objective(poisson())
+    loss = penalised(data, darkness, lambda m: 0.5 * darkness(m))
+    assert loss.data is data
+    np.testing.assert_allclose(loss.penalty(model), 1.5 * darkness(model))
+    slope_of = jax.jit(jax.grad(lambda m, b: loss(m, b)))
+    for index in (jnp.asarray([0, 3], jnp.int32), jnp.asarray([4], jnp.int32)):
+        batch = Batch(counts[index], index)
+        np.testing.assert_allclose(loss(model, batch), data(model, batch) + 1.5 * darkness(model))
+        expected = jax.grad(data)(model, batch).frames + 3 * model.frames / model.frames.size
+        np.testing.assert_allclose(slope_of(model, batch).frames, expected, rtol=1e-9)
+    assert penalised(data, darkness).penalty is darkness
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_figures_of_merit_of_each_frame(x64, sparse):
     model, counts = table()
@@ -165,3 +211,5 @@ def test_figures_of_merit_of_each_frame(x64, sparse):
     np.testing.assert_allclose(found["amplitude"], np.sqrt(n).sum((1, 2)))
     truth = deviance(jnp.asarray(i), jnp.asarray(n)).sum((1, 2))
     np.testing.assert_allclose(found["deviance"], truth)
+    noise = np.array([[summed_deviance(mean) for mean in frame.ravel()] for frame in i]).sum(1)
+    np.testing.assert_allclose(found["noise"], noise, rtol=1e-4)
