@@ -1,19 +1,22 @@
 """Noise models against closed forms, and the losses they make."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 from scipy.stats import poisson as poisson_law
 
-from smpr3d_jax.data.counts import events_from_frames, Frames
+from smpr3d_jax.data.counts import Events, events_from_frames, Frames
 from smpr3d_jax.data.dataset import Batch
 from smpr3d_jax.inverse.losses import (
     amplitude,
     curvature,
     deviance,
+    event_poisson,
     expected_deviance,
     figures_of_merit,
     NOISES,
@@ -23,6 +26,10 @@ from smpr3d_jax.inverse.losses import (
     shifted_amplitude,
     truncated_amplitude,
 )
+from smpr3d_jax.physics.detector import Detector
+from smpr3d_jax.physics.sparse import pattern_at
+
+from .helpers import random_complex
 
 
 PAIRS = [(0.0, 0.0), (0.3, 0.0), (0.3, 2.0), (7.0, 7.0), (900.0, 1000.0)]
@@ -197,6 +204,78 @@ def test_a_penalty_is_added_to_the_loss_of_any_batch(x64):
         expected = jax.grad(data)(model, batch).frames + 3 * model.frames / model.frames.size
         np.testing.assert_allclose(slope_of(model, batch).frames, expected, rtol=1e-9)
     assert penalised(data, darkness).penalty is darkness
+
+
+class Far(eqx.Module):
+    """Waves seen by a camera: what hits it can be asked of all pixels or of some."""
+
+    waves: Complex[Array, "frames states y x"]
+    detector: Detector
+
+    def __call__(self, index):
+        return jnp.sum(self.detector(self.waves[index]), axis=1)
+
+    def at(self, index, pixels):
+        camera = self.detector
+        return pattern_at(self.waves[index], pixels, camera.integration, camera.offset)
+
+
+def far(electrons, dtype: Any, shape=(12, 10), frames=5, states=2):
+    """A model of `electrons` a frame, and counts that a slightly other one might have drawn."""
+    detector = Detector(shape, 1.0, 2, (0.2, -0.4))
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    spot = np.exp(-((y - shape[0] / 2) ** 2 + (x - shape[1] / 2) ** 2) / 12)
+    waves = spot * (1 + 0.3 * np.asarray(random_complex(1, (frames, states, *shape))))
+    waves = waves * np.sqrt(electrons / np.sum(np.abs(waves) ** 2, (1, 2, 3), keepdims=True))
+    expected = jnp.sum(detector(jnp.asarray(waves, np.complex64)), axis=1)
+    drawn = np.random.default_rng(6).poisson(np.asarray(expected))
+    waves = waves * (1 + 0.1 * np.asarray(random_complex(2, waves.shape)))
+    return Far(jnp.asarray(waves, dtype), detector), Frames(jnp.asarray(drawn, jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("electrons", "dtype", "tolerance"),
+    [(6.0, np.complex128, 1e-12), (40.0, np.complex64, 1e-5), (3000.0, np.complex64, 1e-5)],
+)
+def test_events_and_frames_have_one_likelihood(x64, electrons, dtype, tolerance):
+    model, counts = far(electrons, dtype)
+    index, events = jnp.asarray([3, 0, 4], jnp.int32), events_from_frames(counts)
+    assert int(events.multiplicity.min()) == 0, "some frames are padded"
+    truth = jax.jit(jax.value_and_grad(objective(poisson(0.01))))(
+        model, Batch(counts[index], index)
+    )
+    found = jax.jit(jax.value_and_grad(event_poisson(0.01)))(model, Batch(events[index], index))
+    assert found[0].dtype == truth[0].dtype
+    np.testing.assert_allclose(found[0], truth[0], rtol=tolerance)
+    error = jnp.linalg.norm(found[1].waves - truth[1].waves)
+    assert float(error) < tolerance * float(jnp.linalg.norm(truth[1].waves))
+
+
+def test_padding_and_empty_frames_count_nothing(x64):
+    model, counts = far(6.0, np.complex128)
+    empty = eqx.tree_at(lambda m: m.waves, model, model.waves.at[1].set(0))
+    counts = Frames(counts.values.at[2].set(0))
+    events, index = events_from_frames(counts), jnp.arange(5, dtype=jnp.int32)
+    pad = lambda a: jnp.pad(a, ((0, 0), (0, 7)))
+    longer = Events(pad(events.pixels), pad(events.multiplicity), events.shape)
+    slope_of = jax.jit(jax.value_and_grad(event_poisson()))
+    short, long = (slope_of(empty, Batch(kept, index)) for kept in (events, longer))
+    np.testing.assert_allclose(long[0], short[0], rtol=1e-12)
+    np.testing.assert_allclose(long[1].waves, short[1].waves, atol=1e-12)
+    assert np.all(np.isfinite(short[1].waves))
+    # Without electrons the misfit is all that was expected.
+    alone = jax.jit(event_poisson())(model, Batch(longer[2:3], index[2:3]))
+    np.testing.assert_allclose(alone, jnp.sum(jnp.abs(model.waves[2]) ** 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("special", "sparse"), [(False, True), (True, False)])
+def test_events_need_no_special_model_nor_frames_a_special_loss(x64, special, sparse):
+    model, counts = far(40.0, np.complex128) if special else table()
+    counts = events_from_frames(counts) if sparse else counts
+    index = jnp.asarray([3, 0], jnp.int32)
+    batch = Batch(counts[index], index)
+    values = [jax.jit(loss)(model, batch) for loss in (event_poisson(), objective(poisson()))]
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("sparse", [False, True])

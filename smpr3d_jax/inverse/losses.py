@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..data.counts import compare
+from ..data.counts import compare, Events
 from ..data.dataset import Batch
 
 
@@ -77,6 +77,27 @@ NOISES: dict[str, Callable[..., Noise]] = {
 def objective(noise: Noise) -> Loss:
     """The loss of a noise model: its sum over pixels, averaged over the frames of the batch."""
     return lambda model, batch: jnp.mean(compare(noise, model(batch.index), batch.counts))
+
+
+def event_poisson(background: float = 0.002) -> Loss:
+    """The loss `objective(poisson(background))`, from single electrons without a dense frame.
+
+    The sum of I over all pixels, less that of n + n ln((I + e)/(n + e)) over those that were hit.
+    It asks the model for `model.at(index, pixels)`: the totals (frames) and the intensities at
+    the hits (frames hits), as `physics.sparse.pattern_at` gives them. Where counts are dense or a
+    model has no `at`, the same number is computed from whole frames.
+    """
+    whole = objective(poisson(background))
+
+    def loss(model, batch):
+        if not isinstance(batch.counts, Events) or not hasattr(model, "at"):
+            return whole(model, batch)
+        total, hit = model.at(batch.index, batch.counts.pixels)
+        n = batch.counts.multiplicity.astype(hit.dtype)
+        misfit = n + n * jnp.log((hit + background) / (n + background))
+        return jnp.mean(total - jnp.sum(misfit, axis=1))
+
+    return loss
 
 
 class Penalised(eqx.Module):
