@@ -18,8 +18,8 @@ ALLOWED = {
     "app": {"app", "inverse", "data", "physics", "report"},
 }
 INSIDE = {
-    "physics": "grid fourier optics scan potentials specimen propagation smatrix beamlets detector "
-    "sparse forward simulation",
+    "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
+    "beamlets detector sparse forward simulation",
     "inverse": "losses priors updates batches reconstruction sections design",
     "report": "store volumes figures page",
 }

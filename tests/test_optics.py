@@ -197,10 +197,10 @@ def test_probe_holds_one_electron(dtype, position):
     with jax.enable_x64(dtype is np.float64):
         optics = focal_series(ENERGY, 25.0, [-80.0, 40.0], {"C30": 1e5, "C21": 200.0})
         waves = probe(optics, GRID, jnp.asarray(position, dtype))
-        assert waves.shape == (2, *GRID.shape)
+        assert waves.shape == (2, 1, *GRID.shape)
         assert waves.dtype == (np.complex128 if dtype is np.float64 else np.complex64)
         np.testing.assert_allclose(
-            np.sum(np.abs(waves) ** 2, axis=(1, 2)),
+            np.sum(np.abs(waves) ** 2, axis=(1, 2, 3)),
             1.0,
             rtol=1e-5 if dtype is np.float32 else 1e-12,
         )
@@ -209,7 +209,7 @@ def test_probe_holds_one_electron(dtype, position):
 def test_probe_stands_where_it_is_put(x64):
     optics = focal_series(ENERGY, 25.0, [0.0])
     at = (12 * GRID.sampling[0], 31 * GRID.sampling[1])
-    intensity = np.abs(probe(optics, GRID, jnp.asarray(at))[0]) ** 2
+    intensity = np.abs(probe(optics, GRID, jnp.asarray(at))[0, 0]) ** 2
     assert np.unravel_index(intensity.argmax(), GRID.shape) == (12, 31)
     np.testing.assert_allclose(
         intensity, np.roll(intensity[::-1, ::-1], (25, 63), (0, 1)), atol=1e-12
@@ -222,12 +222,12 @@ def test_positive_defocus_focuses_further_along_the_beam(defocus, x64):
     grid = Grid((96, 80), (0.25, 0.3))
     optics = focal_series(ENERGY, 25.0, [defocus])
     position = jnp.asarray((12.0, 12.0))
-    wave = probe(optics, grid, position)[0]
+    wave = probe(optics, grid, position)[0, 0]
     depths = defocus + np.arange(-40.0, 41.0, 5.0)
     at = lambda z: convolve(wave, fresnel(grid, ENERGY, float(z)))
     peaks = [float(jnp.max(jnp.abs(at(z)))) for z in depths]
     assert depths[int(np.argmax(peaks))] == defocus
-    focused = probe(focal_series(ENERGY, 25.0, [0.0]), grid, position)[0]
+    focused = probe(focal_series(ENERGY, 25.0, [0.0]), grid, position)[0, 0]
     np.testing.assert_allclose(at(defocus), focused, atol=1e-12)
 
 

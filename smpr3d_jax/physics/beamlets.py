@@ -18,7 +18,8 @@ from jaxtyping import Array, Complex, Float, Int
 from .fourier import EXACT, phase_factor
 from .grid import Grid
 from .optics import aperture, Optics, pupil
-from .smatrix import tilt_polynomials, TiltModes
+from .smatrix import TiltModes
+from .zernike import tilt_polynomials
 
 
 MODES_AT_ONCE = 5
@@ -127,7 +128,7 @@ def _illumination(optics: Optics, specimen: TiltModes, window: Grid, stretch):
     modes = tilt_polynomials(specimen.order, np.stack([ky, kx], -1), optics.cutoff)
     ky, kx = (jnp.asarray(k, dtype) * scale for k in (ky, kx))
     travel = math.pi * optics.wavelength * specimen.plane * (ky**2 + kx**2)
-    wave = pupil(optics, ky, kx) * phase_factor(-travel)[None, None]
+    wave = pupil(optics, ky, kx, amplitude) * phase_factor(-travel)[None, None]
     weight = amplitude[None] * jnp.asarray(modes, dtype)
     return fine, wave[:, :, None] * weight.astype(wave.dtype)[None, None]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from .fourier import fft
+from .fourier import EXACT, fft
 from .grid import Grid
 
 
@@ -16,12 +16,17 @@ class Detector(eqx.Module):
     `integration` = f models a pixel's finite width by a box of f samples of the f times finer
     pattern (1: the pattern is sampled at the centre of each pixel, 2: enough for real cameras).
     `offset` (y, x) is where the zero frequency lies beside the centre of its pixel, in pixels.
+    What spoils the counts is None where it is off: `blur`, the rms width in pixels by which the
+    camera spreads a point along each axis, and `background`, electrons per pixel and frame that do
+    not come from the beam. `blur` acts by its size and has no slope at 0.
     """
 
     shape: tuple[int, int] = eqx.field(static=True)
     pixel: float = eqx.field(static=True)
     integration: int = eqx.field(static=True, default=2)
     offset: tuple[float, float] = eqx.field(static=True, default=(0.0, 0.0))
+    background: Float[Array, ""] | None = None
+    blur: Float[Array, ""] | None = None
 
     def window(self, wavelength: float) -> Grid:
         """The window in real space that this camera sees: sampling lambda/(n pixel)."""
@@ -29,7 +34,7 @@ class Detector(eqx.Module):
         return Grid(self.shape, (step[0], step[1]))
 
     def __call__(self, exit_waves: Complex[Array, "*batch y x"]) -> Float[Array, "*batch ky kx"]:
-        """Expected electrons per pixel, zero frequency in the corner."""
+        """Electrons per pixel that arrive, zero frequency in the corner."""
         if self.offset != (0.0, 0.0):
             turns = [np.arange(n) * o / n for n, o in zip(self.shape, self.offset, strict=True)]
             ramp = np.exp(2j * np.pi * (turns[0][:, None] + turns[1][None, :]))
@@ -38,6 +43,18 @@ class Detector(eqx.Module):
                 *batch, *ramp.shape
             )
         return intensity(exit_waves, self.integration)
+
+    def readout(self, arriving: Float[Array, "*batch ky kx"]) -> Float[Array, "*batch ky kx"]:
+        """Expected counts where electrons arrive: blurred by the camera, over a background.
+
+        Given the sum of all states, for a background belongs to a frame. Never negative where
+        `arriving` and `background` are not.
+        """
+        if self.blur is not None:
+            y, x = (point_spread(self.blur, n) for n in arriving.shape[-2:])
+            blurred = jnp.einsum("...yx,xk->...yk", arriving, x, precision=EXACT)
+            arriving = jnp.einsum("jy,...yk->...jk", y, blurred, precision=EXACT)
+        return arriving if self.background is None else arriving + self.background
 
 
 def intensity(
@@ -60,6 +77,21 @@ def intensity(
     fine = _power(exit_waves[..., None, :, :] * shift)
     fine = fine.reshape(*exit_waves.shape[:-2], f, f, my, mx)
     return _box(_box(fine, -4, -2), -3, -1)
+
+
+def point_spread(width: Float[Array, ""], pixels: int) -> Float[Array, "pixels pixels"]:
+    """What each pixel of a periodic axis gives to each, for an rms `width` in pixels.
+
+    The discrete Gaussian exp(-w²) I_j(w²), a random walk's: unlike samples of a Gaussian's
+    transform its values are positive and their variance is w², however narrow it is. Its transform
+    is exp(-2 w² sin²(pi m/n)); columns sum to 1.
+    """
+    m = np.arange(pixels)
+    transfer = jnp.exp(-(width**2) * jnp.asarray(2 * np.sin(np.pi * m / pixels) ** 2, width.dtype))
+    cosines = jnp.asarray(np.cos(2 * np.pi * (np.outer(m, m) % pixels) / pixels), width.dtype)
+    kernel = jnp.matmul(cosines, transfer / pixels, precision=EXACT)
+    # Rounding may leave a tail below zero, on which a logarithm or a root would fail.
+    return jnp.maximum(kernel, 0.0)[(m[:, None] - m[None, :]) % pixels]
 
 
 def _power(wave):

@@ -64,7 +64,9 @@ class Scattering(eqx.Module):
 
     def __call__(self, index: Int[Array, " frames"]) -> Float[Array, "frames ky kx"]:
         total = jnp.sum(self.detector(exit_waves(self, index)), axis=1)
-        return total if self.exposure is None else total * self.exposure[index][:, None, None]
+        if self.exposure is not None:
+            total = total * self.exposure[index][:, None, None]
+        return self.detector.readout(total)
 
     @property
     def window(self) -> Grid:
@@ -219,7 +221,8 @@ def _beam_weights(model: Scattering, specimen: Beams) -> Complex[Array, "scans s
     travel = math.pi * model.optics.wavelength * specimen.plane * jnp.sum(h**2, axis=1)
     pixels = model.window.shape[0] * model.window.shape[1]
     size = jnp.sqrt(model.dose / (len(h) * pixels))
-    wave = pupil(model.optics, h[:, 0], h[:, 1]) * phase_factor(-travel)[None, None]
+    wave = pupil(model.optics, h[:, 0], h[:, 1], jnp.ones_like(travel))
+    wave = wave * phase_factor(-travel)[None, None]
     return wave * size[:, None, None].astype(wave.dtype)
 
 

@@ -17,8 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
+from .coherence import (
+    enough_nodes,
+    enough_rings,
+    focal_states,
+    gaussian_plane,
+    mixed_states,
+    source_states,
+)
 from .fourier import ifft, phase_factor
 from .grid import Grid
+from .zernike import mode_count, tilt_polynomials
 
 
 # CODATA 2022
@@ -50,6 +59,32 @@ def interaction_parameter(energy: float) -> float:
     """Phase per projected potential, rad/(V Å): sigma = (2 pi/(lambda E)) (mc²+E)/(2mc²+E)."""
     ratio = (REST_ENERGY + energy) / (2 * REST_ENERGY + energy)
     return 2 * math.pi / (wavelength(energy) * energy) * ratio
+
+
+MOST_NODES = 32
+"""Rings or nodes beyond which a width is taken for a mistake."""
+
+FWHM = 2 * math.sqrt(2 * math.log(2))
+"""Full width at half maximum of a normal distribution over its standard deviation."""
+
+
+def chromatic_spread(
+    cc_mm: float,
+    energy: float,
+    energy_spread_ev: float,
+    current_ripple: float = 0.0,
+    voltage_ripple: float = 0.0,
+) -> float:
+    """Rms defocus spread in Å of a lens of chromatic aberration `cc_mm`; `energy` in eV.
+
+    `energy_spread_ev` is the full width at half maximum, as microscopes state it; the ripples of
+    lens current and high voltage are relative and rms. The result is C_c times the root of the
+    squared rms of (dE/E) r, (dV/V) r and 2 dI/I, r = (1 + E/mc²)/(1 + E/2mc²): lenses feel the
+    relativistic voltage E (1 + E/2mc²), and their strength goes as current squared over it.
+    """
+    relativistic = (1 + energy / REST_ENERGY) / (1 + energy / (2 * REST_ENERGY))
+    electrons = math.hypot(energy_spread_ev / FWHM / energy, voltage_ripple) * relativistic
+    return cc_mm * 1e7 * math.hypot(electrons, 2 * current_ripple)
 
 
 def cartesian(polar: Mapping[str, float]) -> dict[str, float]:
@@ -160,17 +195,30 @@ class Optics(eqx.Module):
     """The probe-forming lens of every scan of a series.
 
     `energy` in eV and `semiangle` in mrad are static, since the set of beams depends on them; the
-    aberrations are leaves.
+    aberrations are leaves. What makes the probe partially coherent is None where it is off:
+    `source`, the rms size of the source's image along each axis (Å); `spread`, the rms of the
+    defocus (Å); `probes`, coefficients of the tilt polynomials by which the aperture is multiplied
+    in each mode of a mixed state, in any scale. The widths act by their size; at 0 they have no
+    slope, so let a refinement start elsewhere. `source_rings` and `spread_nodes` are those of
+    `coherence.gaussian_plane` and `coherence.gaussian_line`.
     """
 
     energy: float = eqx.field(static=True)
     semiangle: float = eqx.field(static=True)
     aberrations: Aberrations
+    source: Float[Array, ""] | None = None
+    spread: Float[Array, ""] | None = None
+    probes: Complex[Array, "probes polynomials"] | None = None
+    source_rings: int = eqx.field(static=True, default=1)
+    spread_nodes: int = eqx.field(static=True, default=3)
 
     @property
     def states(self) -> int:
         """Number of incoherent states of the probe, whose intensities add."""
-        return 1
+        probes = 1 if self.probes is None else self.probes.shape[0]
+        focal = 1 if self.spread is None else self.spread_nodes
+        moved = 1 if self.source is None else len(gaussian_plane(self.source_rings)[1])
+        return probes * focal * moved
 
     def of_scan(self, scan: Int[Array, ""]) -> "Optics":
         """The optics of one scan alone."""
@@ -204,10 +252,19 @@ def focal_series(
     semiangle: float,
     defocus: Sequence[float | int] | Float[np.ndarray, " scans"],
     aberrations: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+    source: float | int | None = None,
+    spread: float | int | None = None,
+    probes: Complex[np.ndarray, "probes polynomials"] | None = None,
+    source_rings: int | None = None,
+    spread_nodes: int | None = None,
 ) -> Optics:
     """Optics of scans focused at `defocus` (Å).
 
-    `aberrations`: polar coefficients (Å, rad) common to all scans, or one mapping a scan.
+    `aberrations`: polar coefficients (Å, rad) common to all scans, or one mapping a scan. The
+    others are those of `Optics`; rings and nodes that are not given are as many as the widths need
+    (`coherence.enough_rings`, `coherence.enough_nodes`).
+
+    **Raises:** ValueError for numbers that make no series, no state or no polynomials.
     """
     count = len(defocus)
     given = aberrations or {}
@@ -219,26 +276,107 @@ def focal_series(
         for name, value in cartesian(one).items():
             values.setdefault(name, np.zeros(count))[scan] = value
     values["C10"] = values["C10"] - np.asarray(defocus, float)
-    return Optics(energy, semiangle, {name: jnp.asarray(v, float) for name, v in values.items()})
+    cutoff = semiangle * 1e-3 / wavelength(energy)
+    _require_widths(source=source, spread=spread)
+    if source_rings is None:
+        source_rings = enough_rings(source or 0.0, cutoff)
+    if spread_nodes is None:
+        spread_nodes = enough_nodes(spread or 0.0, wavelength(energy), cutoff)
+    _require_states(probes, source_rings=source_rings, spread_nodes=spread_nodes)
+    leaf = lambda value: None if value is None else jnp.asarray(value, float)
+    return Optics(
+        energy,
+        semiangle,
+        {name: jnp.asarray(v, float) for name, v in values.items()},
+        leaf(source),
+        leaf(spread),
+        None if probes is None else jnp.asarray(probes, complex),
+        source_rings,
+        spread_nodes,
+    )
+
+
+def _require_widths(**widths: float | int | None) -> None:
+    for name, value in widths.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(
+                f"`focal_series`: `{name}` is {value} Å; an rms width is 0 or more, None is none."
+            )
+
+
+def _require_states(probes, **counts: int) -> None:
+    for name, count in counts.items():
+        if not 1 <= count <= MOST_NODES:
+            raise ValueError(
+                f"`focal_series`: `{name}` = {count} must lie between 1 and {MOST_NODES}; a width "
+                "that needs more leaves no contrast."
+            )
+    if probes is not None:
+        _order_of(probes.shape[1])
+
+
+def _order_of(polynomials: int) -> int:
+    """The radial order that `polynomials` polynomials make complete."""
+    order = (math.isqrt(8 * polynomials + 1) - 3) // 2
+    if mode_count(order) != polynomials:
+        raise ValueError(
+            f"`Optics.probes` has {polynomials} polynomials; a whole radial order has "
+            f"{mode_count(order)} or {mode_count(order + 1)}."
+        )
+    return order
 
 
 def pupil(
-    optics: Optics, ky: Float[Array, "*shape"], kx: Float[Array, "*shape"]
+    optics: Optics,
+    ky: Float[Array, "*shape"],
+    kx: Float[Array, "*shape"],
+    amplitude: Float[Array, "*shape"] | None = None,
 ) -> Complex[Array, "scans states *shape"]:
     """What the lens multiplies each frequency by, for every incoherent state of the probe.
 
-    The states' mean squares add up to 1 where the aperture is open.
+    The states' mean squares add up to 1 where the aperture is open: for a mixed state on average
+    over the disc, or, given the `amplitude` of the aperture at these frequencies, over them.
     """
     chi = aberration_phase(optics.aberrations, ky, kx, optics.energy)
-    return phase_factor(-chi)[:, None]
+    wave = phase_factor(-chi)[:, None]
+    factors = []
+    if optics.probes is not None:
+        order = _order_of(optics.probes.shape[1])
+        polynomials = tilt_polynomials(order, jnp.stack([ky, kx], -1), optics.cutoff)
+        weight = None if amplitude is None else amplitude**2
+        factors.append(mixed_states(optics.probes, jnp.asarray(polynomials), weight))
+    if optics.spread is not None:
+        square = ky**2 + kx**2
+        nodes = optics.spread_nodes
+        factors.append(focal_states(optics.spread, nodes, optics.wavelength, square))
+    if optics.source is not None:
+        factors.append(source_states(optics.source, optics.source_rings, ky, kx))
+    for states in factors:
+        wave = wave[:, :, None] * states[None, None]
+        wave = wave.reshape(wave.shape[0], -1, *ky.shape)
+    return wave
 
 
-def probe(optics: Optics, grid: Grid, position: Float[Array, "2"]) -> Complex[Array, "scans y x"]:
+def probe(
+    optics: Optics, grid: Grid, position: Float[Array, "2"]
+) -> Complex[Array, "scans states y x"]:
     """The probe of each scan at `position` (y, x) Å on a periodic `grid`, total intensity 1."""
+    spectrum = spectra(optics, grid, position.dtype)
+    ky, kx = (jnp.asarray(k, position.dtype) for k in grid.frequencies())
+    ramp = phase_factor(-2 * math.pi * (ky * position[0] + kx * position[1]))
+    return ifft(spectrum * ramp[None, None])
+
+
+def spectra(
+    optics: Optics, grid: Grid, dtype: jax.typing.DTypeLike = float, soft: bool = True
+) -> Complex[Array, "scans states ky kx"]:
+    """Spectra of the probe of each scan at the origin of a periodic `grid`, total intensity 1.
+
+    `soft` is that of `aperture`.
+    """
     frequencies = grid.frequencies()
-    amplitude = aperture(*frequencies, optics.cutoff)
-    ky, kx = (jnp.asarray(k, position.dtype) for k in np.broadcast_arrays(*frequencies))
-    phase = aberration_phase(optics.aberrations, ky, kx, optics.energy)
-    phase = phase + (2 * math.pi * (ky * position[0] + kx * position[1]))[None]
-    spectrum = phase_factor(-phase)
-    return ifft(spectrum * jnp.asarray(amplitude / np.linalg.norm(amplitude), spectrum.dtype)[None])
+    amplitude = aperture(*frequencies, optics.cutoff, soft)
+    amplitude = jnp.asarray(amplitude / np.linalg.norm(amplitude), dtype)
+    ky, kx = (jnp.asarray(k, dtype) for k in np.broadcast_arrays(*frequencies))
+    wave = pupil(optics, ky, kx, amplitude)
+    return wave * amplitude.astype(wave.dtype)[None, None]

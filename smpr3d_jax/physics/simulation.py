@@ -15,7 +15,7 @@ from jaxtyping import Array, Complex, Float, Int, Key, UInt
 from .detector import bin_centred
 from .fourier import fft, ifft, phase_factor
 from .grid import Grid
-from .optics import aberration_phase, aperture, Optics
+from .optics import Optics, spectra
 from .propagation import multislice, Pair
 from .scan import Scan
 from .specimen import Slices
@@ -85,16 +85,6 @@ def _check(grid: Grid, optics: Optics, detector_shape, bin: int) -> None:
             )
 
 
-def _spectra(optics: Optics, grid: Grid, soft: bool, dtype) -> Complex[Array, "scans ky kx"]:
-    """Spectrum of the probe of each scan at the origin, total intensity 1."""
-    frequencies = grid.frequencies()
-    amplitude = aperture(*frequencies, optics.cutoff, soft)
-    ky, kx = (jnp.asarray(k, dtype) for k in np.broadcast_arrays(*frequencies))
-    chi = aberration_phase(optics.aberrations, ky, kx, optics.energy)
-    wave = phase_factor(-chi)
-    return wave * jnp.asarray(amplitude / np.linalg.norm(amplitude), wave.dtype)[None]
-
-
 def _shift(grid: Grid, position: Float[Array, "2"]) -> Complex[Array, "ky kx"]:
     """exp(-2 pi i k.position), the product of a factor an axis."""
     ramps = [
@@ -115,15 +105,21 @@ def _expected(
 ) -> Float[Array, "frames ky kx"]:
     grid, energy = slices.grid, optics.energy
     origin = jnp.asarray(slices.origin, scan.positions.dtype)
-    spectra = _spectra(optics, grid, soft, scan.positions.dtype)
+    waves = spectra(optics, grid, scan.positions.dtype, soft)
     rows, columns = (_corner(n, m // bin) for n, m in zip(detector_shape, grid.shape, strict=True))
 
     def frame(where):
         position, series = where
-        wave = ifft(spectra[series] * _shift(grid, position - origin))
-        wave = multislice(wave, slices, energy, 0.0, slices.depths[-1], tilt, band_limit)
-        far = fft(wave)
-        fine = far.real**2 + far.imag**2
+        ramp = _shift(grid, position - origin)
+
+        def add(total, spectrum):
+            wave = ifft(spectrum * ramp)
+            wave = multislice(wave, slices, energy, 0.0, slices.depths[-1], tilt, band_limit)
+            far = fft(wave)
+            return total + (far.real**2 + far.imag**2), None
+
+        # One state after the other: together they would need the memory of all.
+        fine, _ = jax.lax.scan(add, jnp.zeros(grid.shape, ramp.real.dtype), waves[series])
         coarse = bin_centred(bin_centred(fine, bin, -2), bin, -1)
         return dose[series] * coarse[rows[:, None], columns[None, :]]
 

@@ -23,6 +23,7 @@ from .fourier import EXACT
 from .grid import Grid
 from .propagation import multislice, Pair
 from .specimen import Slices
+from .zernike import mode_count, tilt_polynomials
 
 
 class Tilts(eqx.Module):
@@ -52,34 +53,6 @@ def window_beams(window: Grid, cutoff: float) -> Float[np.ndarray, "beams 2"]:
     ky, kx = np.broadcast_arrays(*window.frequencies())
     inside = np.hypot(ky, kx) <= cutoff * (1 + 1e-9)
     return np.stack([ky[inside], kx[inside]], -1)
-
-
-def mode_count(order: int) -> int:
-    """Number of polynomials up to the radial `order`."""
-    return (order + 1) * (order + 2) // 2
-
-
-def tilt_polynomials(
-    order: int, points: Float[np.ndarray, "*shape 2"], cutoff: float
-) -> Float[np.ndarray, "modes *shape"]:
-    """Zernike polynomials of h/cutoff up to radial `order`, of mean square 1 over the disc.
-
-    Real; ordered by radial order n, then azimuthal order, cosine before sine; the first is 1.
-    """
-    y, x = points[..., 0] / cutoff, points[..., 1] / cutoff
-    square, turn = x**2 + y**2, x + 1j * y
-    result = []
-    for n in range(order + 1):
-        for m in range(n % 2, n + 1, 2):
-            radial = np.zeros_like(square)
-            for k in range((n - m) // 2 + 1):
-                sign = (-1) ** k * math.comb(n - k, k) * math.comb(n - 2 * k, (n - m) // 2 - k)
-                radial = radial + sign * square ** ((n - m) // 2 - k)
-            wave = turn**m * radial * math.sqrt((n + 1) * (2 if m else 1))
-            result.append(wave.real)
-            if m:
-                result.append(wave.imag)
-    return np.stack(result)
 
 
 class TiltModes(eqx.Module):
