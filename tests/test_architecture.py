@@ -20,7 +20,7 @@ ALLOWED = {
 INSIDE = {
     "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
     "beamlets detector sparse forward simulation",
-    "inverse": "losses priors updates batches reconstruction sections design",
+    "inverse": "losses priors penalties updates batches reconstruction sections design",
     "report": "store volumes figures page",
 }
 """In a wing a file imports only files named before it."""

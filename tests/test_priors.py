@@ -1,5 +1,8 @@
 """The depth-range subspace: a projection, what it keeps and what it removes."""
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +12,27 @@ from scipy.special import jv
 from smpr3d_jax.inverse.priors import (
     depth_range,
     depth_range_basis,
+    DepthBasis,
     ridge_amplitudes,
     ridge_shares,
+    tilt_energies,
+    unit_energy,
 )
 from smpr3d_jax.physics.fourier import fft, ifft
 from smpr3d_jax.physics.grid import Grid
 from smpr3d_jax.physics.optics import wavelength
 from smpr3d_jax.physics.smatrix import (
+    Beams,
     disc_quadrature,
+    scatter,
     tilt_polynomials,
+    to_modes,
+    unscattered_beams,
     unscattered_modes,
     vacuum,
 )
 
-from .helpers import inner, random_complex
+from .helpers import inner, random_complex, random_slices
 
 
 ENERGY, CUTOFF, ORDER, PLANE = 80e3, 0.6, 5, 30.0
@@ -158,3 +168,133 @@ def test_a_range_of_one_depth_at_the_plane_keeps_no_tilt(x64):
     found = jax.jit(depth_range(specimen(), basis))(waves)
     np.testing.assert_allclose(found[1:], 0, atol=1e-12)
     np.testing.assert_allclose(found[0], waves[0], atol=1e-12)
+
+
+TWICE: dict[str, Any] = {"double": 0.3, "soft": True, "tolerance": 0.01}
+
+
+def test_the_frame_of_a_transfer_is_left_as_it_was_entered(x64):
+    """Projectors that keep all modes keep S, whatever the direction of q."""
+    basis = depth_range_basis(specimen(), ENERGY, RANGE, **TWICE)
+    everything = jnp.broadcast_to(jnp.eye(21), basis.projectors.shape)
+    basis = DepthBasis(everything, basis.rung, basis.turn)
+    waves = random_complex(6, specimen().waves.shape)
+    found = jax.jit(depth_range(specimen(), basis))(waves)
+    np.testing.assert_allclose(found, waves, atol=1e-12)
+
+
+def test_scattering_twice_a_little_changes_little(x64, project):
+    """Through all modes, in the frame of q, as through the ridges alone."""
+    basis = depth_range_basis(specimen(), ENERGY, RANGE, double=1e-9)
+    waves = random_complex(7, specimen().waves.shape)
+    found, expected = jax.jit(depth_range(specimen(), basis))(waves), project[1.0](waves)
+    scattered = expected - specimen().waves
+    # The rungs are coarser; where a direction is at the tolerance, one rung may not have it.
+    assert jnp.linalg.norm(found - expected) < 0.1 * jnp.linalg.norm(scattered)
+
+
+def test_soft_weights_are_those_of_a_gaussian_prior(x64):
+    """v/(v + eps) of the powers that the cut compares with its tolerance."""
+    basis = depth_range_basis(specimen(), ENERGY, RANGE, tolerance=0.02, soft=True)
+    found = np.linalg.eigvalsh(np.asarray(basis.projectors))
+    assert found.max() == pytest.approx(1 / 1.02)
+    assert found.min() > -1e-12
+    hard = depth_range_basis(specimen(), ENERGY, RANGE, tolerance=0.02)
+    np.testing.assert_array_equal((found > 0.5).sum(1), np.rint(np.trace(hard.projectors.T)))
+
+
+def ramp(turn):
+    """Modes of exp(2 pi i lambda h.turn) for each transfer, `turn` (y, x) being depth times 1/Å."""
+    tilts = disc_quadrature(CUTOFF, 40.0, ORDER)
+    basis = tilt_polynomials(ORDER, tilts.points, CUTOFF) * tilts.weights
+    return np.tensordot(basis, np.exp(2j * np.pi * LAMBDA * np.tensordot(tilts.points, turn, 1)), 1)
+
+
+def test_two_layers_in_turn_are_kept_only_where_asked_for(x64, project):
+    """A transfer q' at z1 and q - q' at z2, as the Fresnel factors between them say."""
+    first, second = 12.0 - PLANE, 58.0 - PLANE
+    q = np.stack(np.broadcast_arrays(*GRID.frequencies()))
+    part = q / 2 + np.array([0.2, -0.1])[:, None, None]
+    scattered = ramp(first * part + second * (q - part)) * (np.hypot(*q) < 0.5)
+    basis = depth_range_basis(specimen(), ENERGY, RANGE, **TWICE)
+    twice = jax.jit(depth_range(specimen(), basis))
+    assert kept(project[1.0], scattered)[1] > 0.5
+    assert kept(twice, scattered)[1] < 0.25
+    assert kept(twice, layer(20.0))[1] < 0.1  # and one layer as before
+
+
+def test_more_of_a_strong_specimen_is_kept(x64):
+    """Four dense layers of 0.5 rad rms by multislice of every beam."""
+    grid, window = Grid((36, 40), (0.5, 0.5)), Grid((18, 20), (0.5, 0.5))
+    slices = random_slices(grid.shape, grid.sampling, (10.0, 30.0, 50.0, 70.0), strength=500.0)
+    strong = to_modes(scatter(slices, window, ENERGY, CUTOFF, 40.0), 6)
+    share = []
+    trials: list[dict[str, Any]] = [{}, {"tolerance": 1e-4}, TWICE]
+    for options in trials:
+        basis = depth_range_basis(strong, ENERGY, (10.0, 70.0), **options)
+        found = jax.jit(depth_range(strong, basis))(strong.waves)
+        left = jnp.linalg.norm(found - strong.waves) ** 2
+        share.append(
+            float(left / jnp.linalg.norm(strong.waves - vacuum(strong)[:, None, None]) ** 2)
+        )
+    assert share[0] > share[1] > 0.6 * share[0]  # no tolerance helps much
+    assert share[2] < 0.6 * share[1]
+
+
+def with_waves(holder, waves):
+    return eqx.tree_at(lambda s: s.waves, holder, waves)
+
+
+def noisy(holder, amplitude, seed=0):
+    noise = random_complex(seed, holder.waves.shape).astype(holder.waves.dtype)
+    return holder.waves + (amplitude / len(holder.waves) ** 0.5) * noise
+
+
+BEAMS = unscattered_beams(GRID, GRID, (0.0, 0.0), PLANE, CUTOFF, np.complex64)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+@pytest.mark.parametrize("amplitude", [0.02, 0.5])
+def test_unit_energy_ends_in_the_set_and_stays_there(x64, dtype, amplitude):
+    tight = 2e-6 if dtype == np.complex64 else 1e-12
+    for holder in (specimen(dtype), with_waves(BEAMS, BEAMS.waves.astype(dtype))):
+        bound, waves = jax.jit(unit_energy(holder)), noisy(holder, amplitude)
+        assert float(tilt_energies(with_waves(holder, waves)).max()) > 1.0005
+        found = bound(waves)
+        assert found.dtype == dtype
+        energy = tilt_energies(with_waves(holder, found))
+        assert float(energy.max()) == pytest.approx(1, abs=tight)
+        np.testing.assert_allclose(bound(found), found, atol=2 * tight)
+        np.testing.assert_array_equal(bound(0.9 * found), 0.9 * found)
+
+
+def test_unit_energy_finds_the_nearest_point(x64):
+    """Seen from there, no point of the convex set lies on the side of what was projected."""
+    holder = specimen()
+    waves = noisy(holder, 0.3)
+    found = jax.jit(unit_energy(holder, 1e-9, 4000))(waves)
+    quick = jax.jit(unit_energy(holder))(waves)
+    away = waves - found
+    assert jnp.linalg.norm(waves - quick) < 1.05 * jnp.linalg.norm(away)
+    for other in [holder.waves, 0.0 * holder.waves, *(noisy(holder, 1.0, s) for s in range(5))]:
+        other = other / max(1.0, float(tilt_energies(with_waves(holder, other)).max()) ** 0.5)
+        cosine = inner(away, other - found).real / float(
+            jnp.linalg.norm(away) * jnp.linalg.norm(other - found)
+        )
+        assert cosine < 2e-3
+
+
+def test_unit_energy_scales_each_beam_alone(x64):
+    beams = with_waves(BEAMS, random_complex(1, BEAMS.waves.shape))
+    energy = np.mean(np.abs(np.asarray(beams.waves)) ** 2, axis=(1, 2))
+    expected = np.asarray(beams.waves) / np.sqrt(np.maximum(energy, 1))[:, None, None]
+    np.testing.assert_allclose(unit_energy(beams)(beams.waves), expected, rtol=1e-12)
+
+
+def test_no_specimen_has_more_than_unit_energy(x64):
+    grid = Grid((24, 28), (0.5, 0.5))
+    slices = random_slices(grid.shape, grid.sampling, (10.0, 40.0), strength=500.0)
+    beams = scatter(slices, Grid((12, 14), (0.5, 0.5)), ENERGY, CUTOFF, 25.0)
+    assert isinstance(beams, Beams)
+    np.testing.assert_allclose(tilt_energies(beams), 1, rtol=1e-9)
+    assert float(jnp.max(tilt_energies(to_modes(beams, 2)))) < 1.2
