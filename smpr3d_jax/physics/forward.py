@@ -30,6 +30,7 @@ from .beamlets import (
 from .detector import Detector
 from .fourier import EXACT, phase_factor
 from .grid import Grid
+from .layers import layer_waves, Layers, Probes, probes_of
 from .optics import Optics, pupil
 from .scan import Scan
 from .smatrix import Beams, field, place, SMatrix, TiltModes, unscattered_beams, unscattered_modes
@@ -54,11 +55,11 @@ class Scattering(eqx.Module):
     """
 
     optics: Optics
-    specimen: SMatrix
+    specimen: SMatrix | Layers
     scan: Scan
     detector: Detector
     dose: Float[Array, " scans"]
-    plan: Beamlets | Ladder | Blocks | None = None
+    plan: Beamlets | Ladder | Blocks | Probes | None = None
     exposure: Float[Array, " frames"] | None = None
     stretch: Float[Array, ""] | None = None
 
@@ -79,6 +80,8 @@ class Scattering(eqx.Module):
         `moving` has the structure of the model. Hands back the very leaves that need not change.
         """
         lens = (moving.optics, moving.dose, moving.stretch)
+        if isinstance(self.plan, Probes) and any(jax.tree.leaves((lens, moving.specimen.depths))):
+            return eqx.tree_at(lambda m: m.plan, self, _probes(self))
         if isinstance(self.plan, Ladder) and any(jax.tree.leaves(lens)):
             return eqx.tree_at(
                 lambda m: m.plan.values, self, _ladder(self, self.plan.per_pixel).values
@@ -119,6 +122,11 @@ def exit_waves(
     if model.stretch is not None:
         positions = positions * model.stretch
     corner, rest = place(model.specimen, positions, model.window)
+    if isinstance(model.specimen, Layers):
+        return layer_waves(
+            model.optics, model.specimen, model.window, model.dose, series, corner, rest,
+            model.stretch, model.plan if isinstance(model.plan, Probes) else None,
+        )  # fmt: skip
     if isinstance(model.specimen, Beams):
         return _beam_waves(model, model.specimen, series, corner, rest)
     return _mode_waves(model, model.specimen, series, corner, rest, index)
@@ -153,6 +161,12 @@ def _beamlets_at(model, specimen, scan, offset):
     return values[0, 0, 0]
 
 
+def _probes(model: Scattering) -> Probes:
+    specimen = model.specimen
+    assert isinstance(specimen, Layers)  # only they have such probes
+    return probes_of(model.optics, specimen, model.window, model.dose, model.stretch)
+
+
 def _ladder(model: Scattering, per_pixel: int) -> Ladder:
     specimen = model.specimen
     assert isinstance(specimen, TiltModes)  # only they have ladders
@@ -172,13 +186,16 @@ def prepare(
     otherwise positions are rounded to 1/`per_pixel` of a pixel. Where leaves of optics, scan, dose
     or stretch will move, name them (`moving`, as in `per_leaf`): the table is then a ladder of six
     steps a pixel, which they move through. In beams the reach of the frames of each row of `chunk`
-    is noted.
+    is noted. Layers have the probe of each scan in store, exactly.
     """
     corner, rest = place(model.specimen, model.scan.positions, model.window)
-    if isinstance(model.specimen, Beams):
+    plan: Any
+    if isinstance(model.specimen, Layers):
+        plan = _probes(model)
+    elif isinstance(model.specimen, Beams):
         corner, chunk = np.asarray(corner), np.zeros((1, 1), int) if chunk is None else chunk
         reach = np.ptp(corner[chunk], axis=1).max(axis=0) + (2 if moving else 0)
-        plan: Any = Blocks((int(reach[0]), int(reach[1])))
+        plan = Blocks((int(reach[0]), int(reach[1])))
     elif any(name.split(".")[0] in ("optics", "scan", "dose", "stretch") for name in moving):
         plan = _ladder(model, 6)
     else:

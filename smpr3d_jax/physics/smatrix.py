@@ -12,6 +12,7 @@ s_h(q), q the transfer; hence the smoothness in h that makes few modes enough.
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -126,12 +127,13 @@ def field(
     for axis, (count, step) in enumerate(zip(window.shape, window.sampling, strict=True)):
         low, high = float(positions[:, axis].min()), float(positions[:, axis].max())
         size = count + math.ceil((high - low) / step) + 1 + 2 * margin
-        shape.append(next(n for n in range(size, 2 * size + 8) if n % 2 == 0 and _smooth(n)))
+        shape.append(next(n for n in range(size, 2 * size + 8) if n % 2 == 0 and smooth(n)))
         origin.append(low - (count // 2 + margin) * step)
     return Grid((shape[0], shape[1]), window.sampling), (origin[0], origin[1])
 
 
-def _smooth(n: int) -> bool:
+def smooth(n: int) -> bool:
+    """Whether `n` has no prime factor above 7, and so is fast to transform."""
     for prime in (2, 3, 5, 7):
         while n % prime == 0:
             n //= prime
@@ -164,8 +166,18 @@ def vacuum(specimen: SMatrix) -> Complex[Array, "components"]:
     return jnp.zeros(count, specimen.waves.dtype).at[0].set(1)
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """What has its pixel (0, 0) at `origin` (y, x) Å of the scan's frame."""
+
+    @property
+    def origin(self) -> tuple[float, float]:
+        """(y, x) in Å."""
+        ...
+
+
 def place(
-    specimen: SMatrix, positions: Float[Array, "frames 2"], window: Grid
+    specimen: Placed, positions: Float[Array, "frames 2"], window: Grid
 ) -> tuple[Int[Array, "frames 2"], Float[Array, "frames 2"]]:
     """Window corners (pixels of the field) and what is left of each position (Å).
 
