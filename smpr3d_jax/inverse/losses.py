@@ -85,7 +85,8 @@ def event_poisson(background: float = 0.002) -> Loss:
     The sum of I over all pixels, less that of n + n ln((I + e)/(n + e)) over those that were hit.
     It asks the model for `model.at(index, pixels)`: the totals (frames) and the intensities at
     the hits (frames hits), as `physics.sparse.pattern_at` gives them. Where counts are dense or a
-    model has no `at`, the same number is computed from whole frames.
+    model has no `at`, the same number is computed from whole frames. Totals cancel, so that the
+    value (not its gradient) is rounded to 1e-7 of a frame's electrons in float32.
     """
     whole = objective(poisson(background))
 

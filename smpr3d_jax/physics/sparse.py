@@ -72,9 +72,10 @@ def pattern_at(
 def costs(shape: tuple[int, int], hits: int, integration: int) -> dict[str, float]:
     """Time of value and gradient by each method, per frame and state, in samples transformed.
 
-    A sample of an FFT costs 1 each way whatever its length (5 ns on one core of 2026), a term of a
-    matrix product 0.06, a term of a sum at a hit 0.2, and fetching a sample 1.5. Measured for
-    complex64, windows of 50 to 256 pixels, f = 1 and 2, 5 to 2000 hits; `benchmarks/events.py`.
+    A sample of an FFT costs 1 each way whatever its length (5 ns on one core of a server), a term
+    of a matrix product 0.06, a term of a sum at a hit 0.2, and fetching a sample 1.5. Measured on
+    CPUs for complex64, windows of 50 to 256 pixels, f = 1 and 2, 5 to 2000 hits, and right to a
+    factor of 1.6 there; `benchmarks/events.py` compares the methods.
     """
     f, (ny, nx) = integration, shape
     along = 2 * (f // 2) + 1
