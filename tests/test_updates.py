@@ -101,7 +101,7 @@ def test_each_leaf_has_its_optimiser_and_the_longer_name_wins():
     np.testing.assert_allclose(after.lens.aberrations["C12a"], 1.0, atol=1e-6)
     np.testing.assert_allclose(after.lens.aberrations["C10"], [2.6, -0.6], rtol=1e-6)
     np.testing.assert_allclose(after.waves, np.asarray(TARGET) * np.asarray(WEIGHTS) / 6, rtol=1e-5)
-    assert set(state.inner_states) == {"lens.aberrations.C12a", "lens", "waves"}
+    assert set(state) == {"lens.aberrations.C12a", "lens", "waves"}
 
 
 @pytest.mark.parametrize(

@@ -17,36 +17,81 @@ from .losses import curvature, Noise
 
 
 class Updates(NamedTuple):
-    """An optax transformation and the names of the leaves that it moves."""
+    """An optimiser for each name, and which of the names move in this step."""
 
-    names: tuple[str, ...]
-    transform: optax.GradientTransformationExtraArgs
+    optimisers: dict[str, optax.GradientTransformationExtraArgs]
+    moving: tuple[str, ...]
+    beats: dict[str, "Beat"]
+
+    def init(self, model: PyTree) -> dict[str, Any]:
+        """The state of every optimiser before the first step."""
+        labels = _labels(tuple(self.optimisers), model)
+        return {name: o.init(_part(model, labels, name)) for name, o in self.optimisers.items()}
 
     def free(self, model: PyTree) -> PyTree:
         """True for each leaf of `model` that moves.
 
         **Raises:** ValueError for a name that matches no leaf of floating point numbers.
         """
-        labels = _labels(self.names, model)
-        return jax.tree.map(lambda label: label is not None, labels, is_leaf=lambda x: x is None)
+        labels = _labels(tuple(self.optimisers), model)
+        return jax.tree.map(lambda at: at in self.moving, labels, is_leaf=lambda x: x is None)
+
+    def at(self, step: int) -> "Updates":
+        """The updates of one step, numbered from 1: only what moves in it."""
+        due = lambda name: name not in self.beats or self.beats[name].due(step)
+        return self._replace(moving=tuple(n for n in self.optimisers if due(n)))
+
+    def update(
+        self, gradient: PyTree, state: dict[str, Any], free: PyTree, value, value_fn: Callable
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """How far each leaf of `free` moves, and the new state; what does not move keeps its own.
+
+        Each optimiser sees its own leaves alone, and `value_fn` takes those.
+        """
+        labels = _labels(tuple(self.optimisers), free, missing=True)
+        state, moves = dict(state), []
+        for name in self.moving:
+            own, slope = (_part(tree, labels, name) for tree in (free, gradient))
+            move, state[name] = self.optimisers[name].update(
+                slope, state[name], own, value=value, grad=slope,
+                value_fn=lambda tree: value_fn(eqx.combine(tree, free)),
+            )  # fmt: skip
+            moves.append(move)
+        return eqx.combine(*moves), state
 
 
-def per_leaf(optimisers: Mapping[str, optax.GradientTransformation]) -> Updates:
+class Beat(NamedTuple):
+    """Moves in every `every`-th step from `first` on."""
+
+    first: int
+    every: int
+
+    def due(self, step: int) -> bool:
+        """Whether in this step."""
+        return step >= self.first and (step - self.first) % self.every == 0
+
+
+def per_leaf(
+    optimisers: Mapping[str, optax.GradientTransformation],
+    beats: Mapping[str, Beat] | None = None,
+) -> Updates:
     """An optimiser for each named leaf or subtree, e.g. `{"specimen.waves": optax.adam(1e-2)}`.
 
     Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`); where two
-    match a leaf the longer one has it. What is not named stands still.
+    match a leaf the longer one has it. What is not named stands still. `beats` says which names
+    move only in some of the steps; gradients that are not needed are not computed.
     """
-
-    def label(tree):
-        return _labels(tuple(optimisers), tree)
-
-    # The mask hands to each line search the gradient of its own leaves alone.
-    transform = optax.partition({**optimisers}, label, mask_compatible_extra_args=True)
-    return Updates(tuple(optimisers), transform)
+    complete = {n: optax.with_extra_args_support(o) for n, o in optimisers.items()}
+    return Updates(complete, tuple(complete), dict(beats or {}))
 
 
-def _labels(names: tuple[str, ...], tree: PyTree) -> PyTree:
+def _part(tree: PyTree, labels: PyTree, name: str) -> PyTree:
+    """The leaves of `tree` that `name` has."""
+    own = jax.tree.map(lambda label: label == name, labels, is_leaf=lambda x: x is None)
+    return eqx.filter(tree, own)
+
+
+def _labels(names: tuple[str, ...], tree: PyTree, missing: bool = False) -> PyTree:
     """`tree` with each leaf replaced by the longest of `names` that leads to it, or None."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     paths = [".".join(str(_key(k)) for k in path) for path, _ in leaves]
@@ -54,7 +99,7 @@ def _labels(names: tuple[str, ...], tree: PyTree) -> PyTree:
     labels: list[str | None] = [None] * len(paths)
     for name in sorted(names, key=len):
         hit = [i for i, path in movable.items() if f"{path}.".startswith(f"{name}.")]
-        if not hit:
+        if not hit and not missing:
             known = list(movable.values())
             near = difflib.get_close_matches(name, known, 3) or known
             raise ValueError(f"`per_leaf`: {name!r} matches no leaf of the model; nearest: {near}.")
