@@ -21,7 +21,7 @@ INSIDE = {
     "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
     "beamlets layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction sections design",
-    "report": "store volumes figures page",
+    "report": "store volumes figures refined page",
 }
 """In a wing a file imports only files named before it."""
 

@@ -107,6 +107,19 @@ def test_a_loss_over_decades_gets_a_logarithmic_axis():
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "linear"]
 
 
+def test_the_deviance_is_shown_against_what_noise_allows():
+    history = {"loss": [3.0, 2.0], "deviance_held_out": [0.6, 0.5, 0.52]}
+    loss, deviance = figures.convergence(history, noise=0.4, stopped=2).axes
+    assert len(loss.lines) == 1
+    _, level, kept = deviance.lines
+    np.testing.assert_array_equal(np.asarray(level.get_ydata()), [0.4, 0.4])
+    np.testing.assert_array_equal(np.asarray(kept.get_xdata()), [2, 2])
+    assert deviance.get_ylim()[0] < 0.4
+    legend = deviance.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.texts][1:] == ["noise alone: 0.4", "kept: 2"]
+
+
 @pytest.mark.parametrize("shape", [(5, 8), (6, 7)])
 def test_frames_are_centred_once(shape):
     data = np.zeros(shape)

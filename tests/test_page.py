@@ -205,6 +205,8 @@ def test_every_control_and_picture_has_a_name(tmp_path):
         ({"history": {"loss": np.ones((2, 3))}}, "history"),
         ({"frames": [{"label": "a"}]}, r"\['data', 'model'\] missing"),
         ({"settings": {"f": print}}, "settings/f"),
+        ({"refined": [{"name": "C12", "value": 3}]}, r"missing \['found', 'start'\]"),
+        ({"offsets": {"positions": np.ones((3, 2)), "offsets": np.ones((4, 2))}}, "frames, 2"),
     ],
 )
 def test_a_failing_report_leaves_the_old_one_and_nothing_else(tmp_path, change, message):
@@ -215,10 +217,51 @@ def test_a_failing_report_leaves_the_old_one_and_nothing_else(tmp_path, change, 
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
+def refinement():
+    """What a refinement hands over: one parameter, one of two entries, and offsets."""
+    rng = np.random.default_rng(2)
+    defocus = {
+        "name": "defocus", "unit": "Å", "start": [-150.0, 100.0], "found": [-149.2, 88.0],
+        "error": [0.5, 0.7], "history": [[-149.5, 92.0], [-149.2, 88.0]],
+    }  # fmt: skip
+    return {
+        "refined": [{"name": "camera <length>", "start": 0, "found": 0.98}, defocus],
+        "offsets": {"positions": rng.uniform(0, 9, (30, 2)), "offsets": rng.normal(size=(30, 2))},
+    }
+
+
+def test_what_was_refined_is_told(tmp_path):
+    text, parsed, data = written(tmp_path, **refinement())
+    row = "<th scope=row>defocus 1</th><td>100.00</td><td>88.00</td><td>0.70</td><td>Å</td>"
+    assert row in text
+    assert "camera &lt;length&gt;</th><td>0</td><td>0.98</td><td>–</td><td></td>" in text
+    (chart,) = data["refined"]
+    assert chart["title"] == "defocus, change (Å)"
+    assert chart["series"][1]["points"] == [[0, 0], [1, -8], [2, -12]]
+    assert text.count('class="moves"') == text.count('class="bars"') == 1
+    for tag, facts in parsed.tags:
+        if tag == "svg" and "viewbox" in facts:
+            assert facts["aria-label"]
+
+
+def test_the_held_out_deviance_is_compared_with_the_noise(tmp_path):
+    history = {"deviance_held_out": [0.9, 0.446, 0.45], "deviance": [0.8, 0.43, 0.42]}
+    text, _, data = written(tmp_path, history=history, noise=0.417, stopped=2)
+    said = "Held-out deviance 0.446 per pixel; noise alone allows 0.417: ratio 1.07. "
+    assert f'id="verdict">{said}The model is that of iteration 2.</p>' in text
+    (chart,) = data["history"]
+    assert (chart["level"], chart["mark"]) == (0.417, 2)
+    assert "ratio 1.08" in page.verdict(history, 0.417, None)  # the last one
+    assert page.verdict({"loss": [1.0]}, 0.417, None) == ""
+    assert '<p class="hint" id="verdict" hidden>' in written(tmp_path)[0]
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 @pytest.mark.parametrize("planes", [1, 7])
 def test_the_script_runs_in_a_browser(tmp_path, planes):
-    written(tmp_path, sections=sections()[:planes], depths=DEPTHS[:planes])
+    trust = {"noise": 1.0, "stopped": 3, "history": {"loss": [3, 2, 1], "deviance": [4, 2, 2]}}
+    change = refinement() | trust
+    written(tmp_path, sections=sections()[:planes], depths=DEPTHS[:planes], **change)
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -227,4 +270,6 @@ def test_the_script_runs_in_a_browser(tmp_path, planes):
     address = pathlib.Path(tmp_path / "report.html").as_uri()
     done = subprocess.run(["chromium", *flags, address], capture_output=True, text=True, timeout=60)
     assert f"z = {DEPTHS[planes - 1]:g} Å</span>".replace("-", "−") in done.stdout
-    assert done.stdout.count("<figcaption><strong>") == 2  # both charts
+    assert done.stdout.count("<figcaption><strong>") == 5  # three charts, arrows, histogram
+    assert "noise alone: 1</text>" in done.stdout
+    assert "kept: 3</text>" in done.stdout

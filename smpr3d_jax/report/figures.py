@@ -140,12 +140,15 @@ def depth_profile(
     return figure
 
 
-def convergence(history: Mapping[str, Any]) -> Figure:
+def convergence(
+    history: Mapping[str, Any], noise: float | None = None, stopped: int | None = None
+) -> Figure:
     """What was recorded during the iterations: losses, held-out deviance, R-factors.
 
     **Arguments:** `history` holds series by name: values, one an iteration, or pairs
     (iteration, value) as an array (n, 2). Series share a panel whose names contain the same word
-    of "loss", "deviance", "r_factor".
+    of "loss", "deviance", "r_factor". `noise`, the deviance per pixel that noise alone allows, and
+    `stopped`, the iteration whose model was kept, are lines in the panel of the deviance.
     """
     groups = grouped(history)
     count = max(len(groups), 1)
@@ -157,6 +160,12 @@ def convergence(history: Mapping[str, Any]) -> Figure:
         values = np.concatenate([points[:, 1] for points in series.values()])
         if spans_decades(values):
             axis.set_yscale("log")
+        axis.margins(y=0.08)
+        if group == "deviance":
+            if noise is not None:
+                axis.axhline(noise, color="0.4", ls=":", label=f"noise alone: {noise:.4g}")
+            if stopped is not None:
+                axis.axvline(stopped, color="0.4", ls="--", lw=0.9, label=f"kept: {stopped}")
         label = "R-factor" if group == "r_factor" else group
         axis.set(xlabel="iteration", ylabel=label, xlim=(min(0, axis.get_xlim()[0]), None))
         axis.legend(frameon=False)

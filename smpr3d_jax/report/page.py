@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 from ruamel.yaml import YAML
 
-from . import store
+from . import refined as refinement, store
 from .figures import (
     array_png,
     Box,
@@ -62,6 +62,10 @@ def report_page(
     scan_box: Box | None = None,
     subtitle: str = "",
     centred: bool = False,
+    noise: float | None = None,
+    stopped: int | None = None,
+    refined: Sequence[Mapping[str, Any]] = (),
+    offsets: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a self-contained HTML report.
 
@@ -69,9 +73,12 @@ def report_page(
     `pixel_size`, `origin` and `scan_box` Å, as in `figures.sections`; `history` as in
     `figures.convergence`; `frames`, each with `label`, `data` and `model` (ky, kx), zero frequency
     in the corner unless `centred`; `numbers`, each a value or (value, unit); `settings` any nested
-    facts; `notes` sentences that a reader should not miss.
+    facts; `notes` sentences that a reader should not miss. `noise` is the deviance per pixel that
+    noise alone allows and `stopped` the iteration whose model was kept; `refined` parameters and
+    `offsets` of positions are as `report.refined` has them.
 
-    **Raises:** ValueError where the depths do not match the planes, or a history is not a series.
+    **Raises:** ValueError where the depths do not match the planes, a history is not a series, or a
+    refined parameter lacks what it needs.
     """
     z = np.asarray(depths, float)
     if len(sections.shape) != 3 or sections.shape[0] != len(z) or 0 in sections.shape:
@@ -79,10 +86,15 @@ def report_page(
             f"`sections` of shape {sections.shape} need one depth a plane, got {len(z)} depths."
         )
     volume, hint = _volume(sections, z, pair(pixel_size), pair(origin), scan_box)
-    curves = _curves(history or {})
+    curves = _curves(history or {}, noise, stopped)
+    parameters = [refinement.parameter(facts) for facts in refined]
     height, width = (n * d for n, d in zip(sections.shape[1:], pair(pixel_size), strict=True))
     bar = nice_length(width)
-    data = json.dumps({"volume": volume, "history": curves}, allow_nan=False)
+    paths = refinement.charts(parameters)
+    moved = refinement.pictures(refinement.position_offsets(offsets)) if offsets else ""
+    said = verdict(history or {}, noise, stopped)
+    shown = {"volume": volume, "history": curves, "refined": paths}
+    data = json.dumps(shown, allow_nan=False)
     hide = lambda absent: " hidden" if absent else ""
     page = _template().substitute(
         title=html.escape(title),
@@ -96,12 +108,18 @@ def report_page(
         last=len(z) - 1,
         start=volume["start"],
         series=_selection(sections, z, volume["view"]),
+        verdict=html.escape(said),
+        parameters=refinement.table_rows(parameters),
+        offsets=moved,
         frames="".join(_frame(frame, centred) for frame in frames),
         settings=_settings(settings or {}),
         data=data.replace("<", "\\u003c"),  # nothing in the text may end the script
         hide_box=hide(scan_box is None),
         hide_numbers=hide(not numbers and not notes),
         hide_history=hide(not curves),
+        hide_verdict=hide(not said),
+        hide_refined=hide(not parameters and not moved),
+        hide_parameters=hide(not parameters),
         hide_frames=hide(not frames),
         hide_settings=hide(not settings),
     )
@@ -234,7 +252,26 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
+def verdict(history: Mapping[str, Any], noise: float | None, stopped: int | None) -> str:
+    """What the held-out deviance says of the model, in a sentence or two."""
+    series = grouped(history).get("deviance", {})
+    held_out = [points for name, points in series.items() if "held" in name.lower()]
+    sentences = []
+    if held_out and noise:
+        at = -1 if stopped is None else int(np.argmin(abs(held_out[0][:, 0] - stopped)))
+        value = held_out[0][at, 1]
+        sentences.append(
+            f"Held-out deviance {value:.4g} per pixel; noise alone allows {noise:.4g}: "
+            f"ratio {value / noise:.3g}."
+        )
+    if stopped is not None:
+        sentences.append(f"The model is that of iteration {stopped}.")
+    return " ".join(sentences)
+
+
+def _curves(
+    history: Mapping[str, Any], noise: float | None, stopped: int | None
+) -> list[dict[str, Any]]:
     """The series of a history by chart, thinned to what a screen can show."""
     charts = []
     for title, series in grouped(history).items():
@@ -252,6 +289,8 @@ def _curves(history: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "log": spans_decades(np.concatenate([points[:, 1] for points in series.values()])),
                 "summary": "; ".join(ends),
                 "series": thinned,
+                "level": noise if title == "deviance" else None,
+                "mark": stopped if title == "deviance" else None,
             }
         )
     return charts
