@@ -78,14 +78,22 @@ def focal_states(
     return wave * _column(jnp.asarray(np.sqrt(weight), wave.dtype), square.ndim)
 
 
+def source_nodes(
+    source: Float[Array, ""], rings: int
+) -> tuple[Float[Array, "nodes 2"], Float[Array, " nodes"]]:
+    """Where the probe stands, (y, x) Å beside its place, and how often."""
+    place, weight = gaussian_plane(rings)
+    return source * jnp.asarray(place, source.dtype), jnp.asarray(weight, source.dtype)
+
+
 def source_states(
     source: Float[Array, ""], rings: int, ky: Float[Array, "*shape"], kx: Float[Array, "*shape"]
 ) -> Complex[Array, "nodes *shape"]:
     """Probes moved by a normal distribution of rms `source` Å along each axis."""
-    place, weight = gaussian_plane(rings)
-    y, x = (_column(source * jnp.asarray(p, ky.dtype), ky.ndim) for p in place.T)
+    around, weight = source_nodes(source, rings)
+    y, x = (_column(around[:, axis], ky.ndim) for axis in (0, 1))
     wave = phase_factor(-2 * math.pi * (y * ky[None] + x * kx[None]))
-    return wave * _column(jnp.asarray(np.sqrt(weight), wave.dtype), ky.ndim)
+    return wave * _column(jnp.sqrt(weight).astype(wave.dtype), ky.ndim)
 
 
 def mixed_states(

@@ -220,6 +220,10 @@ class Optics(eqx.Module):
         moved = 1 if self.source is None else len(gaussian_plane(self.source_rings)[1])
         return probes * focal * moved
 
+    def of_point(self) -> "Optics":
+        """The same lens before a source of no size."""
+        return eqx.tree_at(lambda o: o.source, self, None, is_leaf=lambda x: x is None)
+
     def of_scan(self, scan: Int[Array, ""]) -> "Optics":
         """The optics of one scan alone."""
         return eqx.tree_at(
