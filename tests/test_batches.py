@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from smpr3d_jax.inverse.batches import chunks, draw, ordered
-from smpr3d_jax.physics.beamlets import Beamlets
+from smpr3d_jax.physics.beamlets import Beamlets, Table
 from smpr3d_jax.physics.detector import Detector
 from smpr3d_jax.physics.forward import Blocks, Scattering
 from smpr3d_jax.physics.optics import focal_series
@@ -30,7 +30,7 @@ def model(representation, shape=(9, 21), step=(0.5, 0.7), plan=True):
     else:
         specimen = unscattered_beams(grid, window, origin, 5.0, optics.cutoff)
     entry = jnp.asarray(rng.integers(0, 7, len(scan.positions)), jnp.int32)
-    table = Beamlets(jnp.zeros((7, 3, 12, 10), jnp.complex64), entry)
+    table = Beamlets(Table(jnp.zeros((7, 3, 12, 10), jnp.complex64), None), entry)
     shared = (table if representation == "modes" else Blocks((9, 9))) if plan else None
     return Scattering(optics, specimen, scan, detector, jnp.asarray([1e3, 1e3]), shared)
 

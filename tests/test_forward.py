@@ -209,7 +209,7 @@ def test_planned_modes_agree_with_exact_ones(x64):
     model = eqx.tree_at(lambda m: m.scan, model, regular)
     planned = prepare(model)
     assert isinstance(planned.plan, Beamlets)
-    assert planned.plan.values.shape[0] == 3 * 4 * 4
+    assert planned.plan.table.values.shape[0] == 3 * 4 * 4
     np.testing.assert_allclose(exit_waves(planned, INDEX), exit_waves(model, INDEX), atol=1e-9)
     irregular, _ = world("modes")
     a, b = exit_waves(irregular, INDEX), exit_waves(prepare(irregular), INDEX)

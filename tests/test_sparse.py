@@ -170,3 +170,15 @@ def test_one_finer_pattern_at_a_time(method):
     frames, hits, fine = 256, 20, 4 * 8 * 24 * 32
     kept = 0 if method == "pattern" else frames * hits * 9 * 8
     assert memory(method, (24, 32), frames, hits) < kept + 10 * fine < frames * fine / 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("offset", [NONE, SOME])
+def test_waves_of_the_wider_window(x64, method, offset):
+    camera = Detector((6, 10), 1.0, 2, offset)
+    waves = random_complex(11, (3, 2, 12, 20))
+    pixels = jnp.asarray(np.random.default_rng(4).integers(0, 60, (3, 7)), jnp.int32)
+    whole = jnp.sum(camera(waves), axis=1).reshape(3, -1)
+    total, hit = pattern_at(waves, pixels, 2, offset, method, shape=camera.shape)
+    np.testing.assert_allclose(total, jnp.sum(whole, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(hit, jnp.take_along_axis(whole, pixels, axis=1), rtol=1e-10)

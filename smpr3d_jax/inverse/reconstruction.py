@@ -69,8 +69,10 @@ def mean_over_chunks(function: Callable[[Batch], PyTree], frames: Batch, chunk: 
 
 def make_step(
     loss: Loss, updates: Updates, chunk: int = 64
-) -> Callable[[PyTree, Any, Batch], tuple[PyTree, Any, Float[Array, ""]]]:
+) -> Callable[..., tuple[PyTree, Any, Float[Array, ""]]]:
     """One compiled step: `(model, state, batch) -> (model, state, value)`.
+
+    A second batch may follow: held-out frames, to which only what is their own is fitted.
 
     Only the leaves that `updates` names are differentiated; `value` is the loss before the step.
     The loss, its gradient and a function of the free leaves are handed on to optax, as its line
@@ -80,12 +82,14 @@ def make_step(
 
 
 @eqx.filter_jit
-def _step(loss, updates, chunk, model, state, frames):
+def _step(loss, updates, chunk, model, state, frames, aside=None):
     moving = updates.free(model)
     free, fixed = eqx.partition(model, moving)
     inner, outer, pull = _shared(free, fixed, moving)
     # The gradient of a table is as large as the table: fewer, larger chunks then.
     chunk = chunk if pull is None else TABLE_CHUNKS * chunk
+
+    data_loss, penalty = getattr(loss, "data", loss), getattr(loss, "penalty", None)
 
     def value_of(inner, part):
         return data_loss(eqx.combine(inner, outer), part)
@@ -93,16 +97,18 @@ def _step(loss, updates, chunk, model, state, frames):
     def value_anywhere(free):
         there = _refreshed(eqx.combine(free, fixed), moving)
         part = jax.checkpoint(lambda part: data_loss(there, part))
-        return mean_over_chunks(part, frames, chunk) + penalty(there)
+        value = mean_over_chunks(part, frames, chunk)
+        return value if penalty is None else value + penalty(there)
 
-    data_loss, penalty = getattr(loss, "data", loss), getattr(loss, "penalty", None)
     slope = jax.value_and_grad(value_of)
     value, gradient = mean_over_chunks(lambda part: slope(inner, part), frames, chunk)
-    if penalty is None:
-        penalty = lambda model: jnp.zeros_like(value)
-    else:
+    if penalty is not None:
         more = jax.value_and_grad(lambda inner: penalty(eqx.combine(inner, outer)))(inner)
         value, gradient = jax.tree.map(jnp.add, (value, gradient), more)
+    if aside is not None:
+        own = _of_frames(data_loss, aside, inner, outer, updates, chunk)
+        share = aside.index.shape[0] / frames.index.shape[0]
+        gradient = jax.tree.map(lambda a, b: a if b is None else a + share * b, gradient, own)
     gradient = gradient if pull is None else pull(gradient)
     # JAX's gradient of a complex leaf is the conjugate of the direction of ascent.
     gradient = jax.tree.map(jnp.conj, gradient)
@@ -111,6 +117,14 @@ def _step(loss, updates, chunk, model, state, frames):
         move, state = updates.update(gradient, state, free, value, value_anywhere)
     model = eqx.combine(eqx.apply_updates(free, move), fixed)
     return _refreshed(model, moving), state, value
+
+
+def _of_frames(loss, aside, inner, outer, updates, chunk):
+    """Gradient over held-out frames with respect to what is their own; None for other leaves."""
+    mask = updates.free_of_frames(jax.tree.map(lambda leaf: True, inner))
+    own, common = eqx.partition(inner, mask)
+    slope = jax.grad(lambda own, part: loss(eqx.combine(own, common, outer), part))
+    return mean_over_chunks(lambda part: slope(own, part), aside, chunk)
 
 
 def _refreshed(model, moving):
@@ -214,12 +228,15 @@ def reconstruct(
     state = start(model, updates) if state is None else state
     watched = {"": _spread(order, max(len(held_out), 1)), "_held_out": held_out}
     watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
+    aside = watched.get("_held_out")
     history: dict[str, list[float]] = {}
     best, lowest, since = (model, state), math.inf, 0
     parts = _batches(model, data, order, batch_size, seed, range(done, done + steps))
     for number, part in enumerate(parts, done + 1):
-        step = make_step(loss, updates.at(number), chunk)
-        model, state, value = step(model, state, part)
+        due = updates.at(number)
+        step = make_step(loss, due, chunk)
+        kept = (aside,) if aside is not None and due.follows_frames() else ()
+        model, state, value = step(model, state, part, *kept)
         _record(history, {"loss": _number(value, number)}, "")
         for suffix, frames in watched.items():
             _record(history, evaluate(model, frames), suffix)

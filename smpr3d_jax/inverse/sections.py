@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from ..physics.beamlets import Beamlets, beamlets
+from ..physics.beamlets import Beamlets, tabulated
 from ..physics.detector import Detector
 from ..physics.forward import Blocks, Scattering
 from ..physics.fourier import convolve, EXACT, fft, ifft, phase_factor
@@ -373,8 +373,8 @@ def _virtual_planes(specimen, scan, detector, depths, mask, energy, semiangle, s
         model = Scattering(lens, specimen, scan, camera, jnp.ones(1, mask.dtype))
         if isinstance(specimen, TiltModes):
             centred = jnp.zeros(1, mask.dtype)
-            values = beamlets(lens, specimen, model.window, model.dose, centred, centred)[0, 0, 0]
-            plan = Beamlets(values, jnp.zeros(scan.series.shape, jnp.int32))
+            table = tabulated(lens, specimen, model.window, None, model.dose, centred, centred)
+            plan = Beamlets(table, jnp.zeros(scan.series.shape, jnp.int32))
         else:
             plan = Blocks((0, shape[1] - 1))
         model = eqx.tree_at(lambda m: m.plan, model, plan, is_leaf=lambda x: x is None)

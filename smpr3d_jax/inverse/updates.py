@@ -1,7 +1,7 @@
 """Which leaves move, how fast, and where they may go: optax, with what optax lacks."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,25 +16,41 @@ from ..physics.smatrix import Beams
 from .losses import curvature, Noise
 
 
+Name = str
+"""The path of a leaf or subtree, or of several, with spaces, that one optimiser moves together."""
+
+
 class Updates(NamedTuple):
     """An optimiser for each name, and which of the names move in this step."""
 
-    optimisers: dict[str, optax.GradientTransformationExtraArgs]
-    moving: tuple[str, ...]
-    beats: dict[str, "Beat"]
+    optimisers: dict[Name, optax.GradientTransformationExtraArgs]
+    moving: tuple[Name, ...]
+    beats: dict[Name, "Beat"]
+    own: tuple[str, ...] = ()
 
-    def init(self, model: PyTree) -> dict[str, Any]:
+    def init(self, model: PyTree) -> dict[Name, Any]:
         """The state of every optimiser before the first step."""
         labels = _labels(tuple(self.optimisers), model)
-        return {name: o.init(_part(model, labels, name)) for name, o in self.optimisers.items()}
+        pairs = enumerate(self.optimisers.items())
+        return {name: o.init(_part(model, labels, at)) for at, (name, o) in pairs}
 
     def free(self, model: PyTree) -> PyTree:
         """True for each leaf of `model` that moves.
 
         **Raises:** ValueError for a name that matches no leaf of floating point numbers.
         """
-        labels = _labels(tuple(self.optimisers), model)
-        return jax.tree.map(lambda at: at in self.moving, labels, is_leaf=lambda x: x is None)
+        names = tuple(self.optimisers)
+        return jax.tree.map(lambda at: at >= 0 and names[at] in self.moving, _labels(names, model))
+
+    def free_of_frames(self, moving: PyTree) -> PyTree:
+        """True for each leaf among those `moving` that has an entry for each frame."""
+        own = [leaf and path in self.own for path, leaf in named_leaves(moving).items()]
+        return jax.tree.unflatten(jax.tree.structure(moving), own)
+
+    def follows_frames(self) -> bool:
+        """Whether something moves of which each frame has its own entry."""
+        single = [one for name in self.moving for one in _each(name)]
+        return any(f"{path}.".startswith(f"{one}.") for path in self.own for one in single)
 
     def at(self, step: int) -> "Updates":
         """The updates of one step, numbered from 1: only what moves in it."""
@@ -42,16 +58,16 @@ class Updates(NamedTuple):
         return self._replace(moving=tuple(n for n in self.optimisers if due(n)))
 
     def update(
-        self, gradient: PyTree, state: dict[str, Any], free: PyTree, value, value_fn: Callable
-    ) -> tuple[PyTree, dict[str, Any]]:
+        self, gradient: PyTree, state: dict[Name, Any], free: PyTree, value, value_fn: Callable
+    ) -> tuple[PyTree, dict[Name, Any]]:
         """How far each leaf of `free` moves, and the new state; what does not move keeps its own.
 
         Each optimiser sees its own leaves alone, and `value_fn` takes those.
         """
-        labels = _labels(tuple(self.optimisers), free, missing=True)
-        state, moves = dict(state), []
+        names = tuple(self.optimisers)
+        labels, state, moves = _labels(names, free, missing=True), dict(state), []
         for name in self.moving:
-            own, slope = (_part(tree, labels, name) for tree in (free, gradient))
+            own, slope = (_part(tree, labels, names.index(name)) for tree in (free, gradient))
             move, state[name] = self.optimisers[name].update(
                 slope, state[name], own, value=value, grad=slope,
                 value_fn=lambda tree: value_fn(eqx.combine(tree, free)),
@@ -72,39 +88,57 @@ class Beat(NamedTuple):
 
 
 def per_leaf(
-    optimisers: Mapping[str, optax.GradientTransformation],
-    beats: Mapping[str, Beat] | None = None,
+    optimisers: Mapping[Any, optax.GradientTransformation],
+    beats: Mapping[Any, Beat] | None = None,
+    own: Sequence[str] = (),
 ) -> Updates:
     """An optimiser for each named leaf or subtree, e.g. `{"specimen.waves": optax.adam(1e-2)}`.
 
     Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`); where two
-    match a leaf the longer one has it. What is not named stands still. `beats` says which names
-    move only in some of the steps; gradients that are not needed are not computed.
+    match a leaf the longer one has it. A tuple of names shares one optimiser. What is not named
+    stands still. `beats` says which names
+    move only in some of the steps; gradients that are not needed are not computed. `own` names
+    the leaves of which each frame has its own entry, such as `scan.positions`: those of held-out
+    frames follow these frames, which move nothing else.
     """
-    complete = {n: optax.with_extra_args_support(o) for n, o in optimisers.items()}
-    return Updates(complete, tuple(complete), dict(beats or {}))
+    complete = {_joined(n): optax.with_extra_args_support(o) for n, o in optimisers.items()}
+    beats = {_joined(name): beat for name, beat in (beats or {}).items()}
+    return Updates(complete, tuple(complete), beats, tuple(own))
 
 
-def _part(tree: PyTree, labels: PyTree, name: str) -> PyTree:
-    """The leaves of `tree` that `name` has."""
-    own = jax.tree.map(lambda label: label == name, labels, is_leaf=lambda x: x is None)
-    return eqx.filter(tree, own)
+def _joined(name: str | tuple[str, ...]) -> Name:
+    return name if isinstance(name, str) else " ".join(name)
 
 
-def _labels(names: tuple[str, ...], tree: PyTree, missing: bool = False) -> PyTree:
-    """`tree` with each leaf replaced by the longest of `names` that leads to it, or None."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [".".join(str(_key(k)) for k in path) for path, _ in leaves]
-    movable = {i: paths[i] for i, (_, leaf) in enumerate(leaves) if eqx.is_inexact_array(leaf)}
-    labels: list[str | None] = [None] * len(paths)
-    for name in sorted(names, key=len):
+def _part(tree: PyTree, labels: PyTree, name: int) -> PyTree:
+    """The leaves of `tree` that the name of this number has."""
+    return eqx.filter(tree, jax.tree.map(lambda label: label == name, labels))
+
+
+def _each(name: Name) -> tuple[str, ...]:
+    return tuple(name.split())
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Every leaf by its path with dots, in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {".".join(str(_key(k)) for k in path): leaf for path, leaf in leaves}
+
+
+def _labels(names: tuple[Name, ...], tree: PyTree, missing: bool = False) -> PyTree:
+    """`tree` with the number of the longest of `names` that leads to each leaf, or -1."""
+    leaves, structure = named_leaves(tree), jax.tree.structure(tree)
+    movable = {i: p for i, (p, leaf) in enumerate(leaves.items()) if eqx.is_inexact_array(leaf)}
+    labels = [-1] * len(leaves)
+    single = {one: number for number, name in enumerate(names) for one in _each(name)}
+    for name in sorted(single, key=len):
         hit = [i for i, path in movable.items() if f"{path}.".startswith(f"{name}.")]
         if not hit and not missing:
             known = list(movable.values())
             near = difflib.get_close_matches(name, known, 3) or known
             raise ValueError(f"`per_leaf`: {name!r} matches no leaf of the model; nearest: {near}.")
         for i in hit:
-            labels[i] = name
+            labels[i] = single[name]
     return jax.tree_util.tree_unflatten(structure, labels)
 
 

@@ -7,7 +7,9 @@ beamlets; in a table they follow each other.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,14 +34,26 @@ STRETCH = 1.05
 """A camera length may be wrong by so much: the fine grid of h reaches that far."""
 
 
-class Beamlets(eqx.Module):
-    """Beamlets tabulated over sub-pixel remainders, for frames that share them.
+class Table(eqx.Module):
+    """Beamlets in the window, and around it those of the first mode alone.
 
-    `entry` is the row of each frame's first state in `values`. Positions are rounded to the
-    tabulated remainders, so that they carry no derivative.
+    `halo` (None: nothing) covers the window of the camera's finer pattern and is 0 inside the
+    other. What scatters there is little, but the probe's own tails must not end at the window:
+    cut off, they would pull a refined defocus towards focus.
     """
 
     values: Complex[Array, "rows modes y x"]
+    halo: Complex[Array, "rows 1 Y X"] | None
+
+
+class Beamlets(eqx.Module):
+    """Beamlets tabulated over sub-pixel remainders, for frames that share them.
+
+    `entry` is the row of each frame's first state in `table`. Positions are rounded to the
+    tabulated remainders, so that they carry no derivative.
+    """
+
+    table: Table
     entry: Int[Array, " frames"]
 
 
@@ -51,7 +65,7 @@ class Ladder(eqx.Module):
     nearest rung. Rows are ordered by scan, y, x and state.
     """
 
-    values: Complex[Array, "rows modes y x"]
+    table: Table
     per_pixel: int = eqx.field(static=True)
     states: int = eqx.field(static=True)
 
@@ -93,9 +107,40 @@ def beamlets(
     over h factor into one matrix product along y and one along x. `stretch` is that of
     `Scattering`.
     """
-    fine, spectrum = _illumination(optics, specimen, window, stretch)
-    size = jnp.sqrt(dose).reshape(-1, 1, 1, 1, 1)
-    spectrum = spectrum * size.astype(spectrum.dtype)
+    fine, spectrum = _illumination(optics, specimen, window, dose, stretch)
+    return _synthesised(fine, spectrum, window, rest_y, rest_x)
+
+
+def tabulated(
+    optics: Optics,
+    specimen: TiltModes,
+    window: Grid,
+    halo: Grid | None,
+    dose: Float[Array, " scans"],
+    rest_y: Float[Array, " ty"],
+    rest_x: Float[Array, " tx"],
+    stretch: Float[Array, ""] | None = None,
+) -> Table:
+    """`beamlets` in rows by scan, y, x and state, and those of the first mode in `halo` around."""
+    fine, spectrum = _illumination(optics, specimen, window, dose, stretch)
+    values = _synthesised(fine, spectrum, window, rest_y, rest_x)
+    values = values.reshape(-1, *values.shape[4:])
+    if halo is None:
+        return Table(values, None)
+    around = _synthesised(fine, spectrum[:, :, :1], halo, rest_y, rest_x)
+    (top, left), (rows, columns) = _inset(window.shape, halo.shape), window.shape
+    around = around.reshape(-1, *around.shape[4:])
+    return Table(values, around.at[..., top : top + rows, left : left + columns].set(0))
+
+
+def _inset(inner: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int]:
+    """Where the inner of two windows of one centre begins in the outer."""
+    y, x = (m // 2 - n // 2 for n, m in zip(inner, outer, strict=True))
+    return y, x
+
+
+def _synthesised(fine, spectrum, window: Grid, rest_y, rest_x):
+    """The sums over h in `window` for probes beside its centre."""
     ramps = []
     for axis, rest in enumerate((rest_y, rest_x)):
         pixel = np.arange(window.shape[axis]) - window.shape[axis] // 2
@@ -110,8 +155,8 @@ def beamlets(
     return jnp.einsum("dtspmk,unk->dtuspmn", rows, ramps[1], precision=EXACT)
 
 
-def _illumination(optics: Optics, specimen: TiltModes, window: Grid, stretch):
-    """Fine frequencies inside the aperture and Psi_d(h) Q_p(h) there, for one electron."""
+def _illumination(optics: Optics, specimen: TiltModes, window: Grid, dose, stretch):
+    """Fine frequencies inside the aperture and Psi_d(h) Q_p(h) there."""
     dtype = jax.tree.leaves(optics.aberrations)[0].dtype
     scale = 1.0 if stretch is None else stretch
     fine = []
@@ -129,6 +174,7 @@ def _illumination(optics: Optics, specimen: TiltModes, window: Grid, stretch):
     ky, kx = (jnp.asarray(k, dtype) * scale for k in (ky, kx))
     travel = math.pi * optics.wavelength * specimen.plane * (ky**2 + kx**2)
     wave = pupil(optics, ky, kx, amplitude) * phase_factor(-travel)[None, None]
+    wave = wave * jnp.sqrt(dose)[:, None, None, None].astype(wave.dtype)
     weight = amplitude[None] * jnp.asarray(modes, dtype)
     return fine, wave[:, :, None] * weight.astype(wave.dtype)[None, None]
 
@@ -137,26 +183,37 @@ def ladder(
     optics: Optics,
     specimen: TiltModes,
     window: Grid,
+    halo: Grid | None,
     dose: Float[Array, " scans"],
     stretch: Float[Array, ""] | None = None,
     per_pixel: int = 6,
 ) -> Ladder:
     """The ladder of every scan: what must be computed anew when the probe changes."""
     y, x = (jnp.asarray(r, dose.dtype) for r in rungs(window, per_pixel))
-    values = beamlets(optics, specimen, window, dose, y, x, stretch)
-    return Ladder(values.reshape(-1, *values.shape[4:]), per_pixel, values.shape[3])
+    table = tabulated(optics, specimen, window, halo, dose, y, x, stretch)
+    return Ladder(table, per_pixel, optics.states)
 
 
-@jax.custom_vjp
-def stand_in(stored: Complex[Array, "*shape"], fresh: Complex[Array, "*shape"]):
-    """`stored`, known to equal `fresh`, with the derivatives of `fresh`.
+def summed(
+    waves: Complex[Array, "modes fy fx"],
+    table: Table,
+    corner: Int[Array, "frames 2"],
+    entry: Int[Array, " frames"],
+    step: Callable[..., Any] | None = None,
+) -> Complex[Array, "frames Y X"]:
+    """The exit waves of frames from a table, in the halo's window where there is one.
 
-    `fresh` then need not be computed where only its derivatives are wanted.
+    `step` sums modes times windows: `apply_beamlets`, or another with the same first arguments.
     """
-    return stored
-
-
-stand_in.defvjp(lambda stored, fresh: (stored, None), lambda _, to: (jnp.zeros_like(to), to))
+    apply = step or apply_beamlets
+    inner = apply(waves, table.values, corner, entry)
+    if table.halo is None:
+        return inner
+    top, left = _inset(inner.shape[1:], table.halo.shape[2:])
+    start = corner - jnp.asarray([top, left], corner.dtype)[None]
+    around = apply(waves[:1], table.halo, start, entry)
+    rows, columns = inner.shape[1:]
+    return around.at[:, top : top + rows, left : left + columns].add(inner)
 
 
 def spread_levels(

@@ -16,6 +16,8 @@ class Detector(eqx.Module):
     `integration` = f models a pixel's finite width by a box of f samples of the f times finer
     pattern (1: the pattern is sampled at the centre of each pixel, 2: enough for real cameras).
     `offset` (y, x) is where the zero frequency lies beside the centre of its pixel, in pixels.
+    `halo`: the finer pattern is that of a window f times larger, in whose rim the probe goes on;
+    otherwise waves end at the window.
     What spoils the counts is None where it is off: `blur`, the rms width in pixels by which the
     camera spreads a point along each axis, and `background`, electrons per pixel and frame that do
     not come from the beam. `blur` acts by its size and has no slope at 0.
@@ -25,6 +27,7 @@ class Detector(eqx.Module):
     pixel: float = eqx.field(static=True)
     integration: int = eqx.field(static=True, default=2)
     offset: tuple[float, float] = eqx.field(static=True, default=(0.0, 0.0))
+    halo: bool = eqx.field(static=True, default=True)
     background: Float[Array, ""] | None = None
     blur: Float[Array, ""] | None = None
 
@@ -33,16 +36,32 @@ class Detector(eqx.Module):
         step = [wavelength / (n * self.pixel * 1e-3) for n in self.shape]
         return Grid(self.shape, (step[0], step[1]))
 
+    def wide_window(self, wavelength: float) -> Grid | None:
+        """The window of the finer pattern, None where waves end at the other."""
+        if not self.halo or self.integration == 1:
+            return None
+        y, x = (self.integration * n for n in self.shape)
+        return Grid((y, x), self.window(wavelength).sampling)
+
     def __call__(self, exit_waves: Complex[Array, "*batch y x"]) -> Float[Array, "*batch ky kx"]:
-        """Electrons per pixel that arrive, zero frequency in the corner."""
+        """Electrons per pixel that arrive, zero frequency in the corner.
+
+        Waves fill the window or the wide window.
+        """
         if self.offset != (0.0, 0.0):
-            turns = [np.arange(n) * o / n for n, o in zip(self.shape, self.offset, strict=True)]
+            turns = [
+                np.arange(m) * o / n
+                for m, n, o in zip(exit_waves.shape[-2:], self.shape, self.offset, strict=True)
+            ]
             ramp = np.exp(2j * np.pi * (turns[0][:, None] + turns[1][None, :]))
             batch = (1,) * (exit_waves.ndim - 2)
             exit_waves = exit_waves * jnp.asarray(ramp, exit_waves.dtype).reshape(
                 *batch, *ramp.shape
             )
-        return intensity(exit_waves, self.integration)
+        if exit_waves.shape[-2:] == self.shape:
+            return intensity(exit_waves, self.integration)
+        fine = _power(exit_waves)
+        return bin_centred(bin_centred(fine, self.integration, -2), self.integration, -1)
 
     def readout(self, arriving: Float[Array, "*batch ky kx"]) -> Float[Array, "*batch ky kx"]:
         """Expected counts where electrons arrive: blurred by the camera, over a background.

@@ -18,15 +18,16 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int, PyTree
 
 from .beamlets import (
-    apply_beamlets,
     apply_ladder,
     Beamlets,
-    beamlets,
     Ladder,
     ladder,
     spread_levels,
+    summed,
+    tabulated,
     window_of,
 )
+from .coherence import source_nodes
 from .detector import Detector
 from .fourier import EXACT, phase_factor
 from .grid import Grid
@@ -34,6 +35,7 @@ from .layers import layer_waves, Layers, Probes, probes_of
 from .optics import Optics, pupil
 from .scan import Scan
 from .smatrix import Beams, field, place, SMatrix, TiltModes, unscattered_beams, unscattered_modes
+from .sparse import pattern_at
 
 
 class Blocks(eqx.Module):
@@ -69,22 +71,49 @@ class Scattering(eqx.Module):
             total = total * self.exposure[index][:, None, None]
         return self.detector.readout(total)
 
+    def at(
+        self, index: Int[Array, " frames"], pixels: Int[Array, "frames hits"]
+    ) -> tuple[Float[Array, " frames"], Float[Array, "frames hits"]]:
+        """Expected electrons of each frame, and at each of its flat `pixels`: see `pattern_at`."""
+        camera, waves = self.detector, exit_waves(self, index)
+        if camera.blur is not None:
+            frames = self(index).reshape(index.shape[0], -1)
+            return jnp.sum(frames, axis=1), jnp.take_along_axis(frames, pixels, axis=1)
+        total, hit = pattern_at(
+            waves, pixels, camera.integration, camera.offset, shape=camera.shape
+        )
+        if self.exposure is not None:
+            share = self.exposure[index]
+            total, hit = total * share, hit * share[:, None]
+        if camera.background is not None:
+            total = total + camera.background * math.prod(camera.shape)
+            hit = hit + camera.background
+        return total, hit
+
     @property
     def window(self) -> Grid:
         """The window seen by one probe."""
         return self.detector.window(self.optics.wavelength)
+
+    @property
+    def halo(self) -> Grid | None:
+        """The wider window in which the probe of tilt modes goes on, if the camera has one."""
+        return self.detector.wide_window(self.optics.wavelength)
 
     def refreshed(self, moving: PyTree[bool]) -> "Scattering":
         """The model with what it keeps in store made to agree with the leaves that are `moving`.
 
         `moving` has the structure of the model. Hands back the very leaves that need not change.
         """
-        lens = (moving.optics, moving.dose, moving.stretch)
-        if isinstance(self.plan, Probes) and any(jax.tree.leaves((lens, moving.specimen.depths))):
-            return eqx.tree_at(lambda m: m.plan, self, _probes(self))
+        if isinstance(self.plan, Probes):
+            lens = (moving.optics, moving.dose, moving.stretch, moving.specimen.depths)
+            fresh = _probes(self) if any(jax.tree.leaves(lens)) else self.plan
+            return eqx.tree_at(lambda m: m.plan, self, fresh)
+        # The source moves along the ladder, which stays.
+        lens = (moving.optics.of_point(), moving.dose, moving.stretch)
         if isinstance(self.plan, Ladder) and any(jax.tree.leaves(lens)):
             return eqx.tree_at(
-                lambda m: m.plan.values, self, _ladder(self, self.plan.per_pixel).values
+                lambda m: m.plan.table, self, _ladder(self, self.plan.per_pixel).table
             )
         return self
 
@@ -102,11 +131,14 @@ def unscattered(
 
     `plane` (Å) is the depth to which both sides of S are referred, best the middle of the
     specimen. `order` of the tilt polynomials; None for beams. Positions may move by `slack` Å
-    before their windows leave the field.
+    before their windows leave the field; a source of finite size has its own room.
     """
     window = detector.window(optics.wavelength)
+    # A source may turn out half as large again as it was thought to be.
+    slack = slack + 1.5 * _reach(optics)
     margin = 1 + math.ceil(slack / min(window.sampling))
-    grid, origin = field(np.asarray(scan.positions, float), window, margin)
+    seen = None if order is None else detector.wide_window(optics.wavelength)
+    grid, origin = field(np.asarray(scan.positions, float), seen or window, margin)
     if order is None:
         specimen: SMatrix = unscattered_beams(grid, window, origin, plane, optics.cutoff)
     else:
@@ -117,10 +149,16 @@ def unscattered(
 def exit_waves(
     model: Scattering, index: Int[Array, " frames"]
 ) -> Complex[Array, "frames states y x"]:
-    """The wave behind the specimen, in the window of each frame, referred to the mid-plane."""
+    """The wave behind the specimen, in the window of each frame, referred to the mid-plane.
+
+    On a ladder the windows of states from beside the source's centre may begin pixels away.
+    """
     positions, series = model.scan.positions[index], model.scan.series[index]
     if model.stretch is not None:
-        positions = positions * model.stretch
+        middle = _middle(model.specimen, positions.dtype)
+        positions = middle + (positions - middle) * model.stretch
+    if isinstance(model.plan, Ladder) and isinstance(model.specimen, TiltModes):
+        return _ladder_waves(model, model.specimen, model.plan, series, positions)
     corner, rest = place(model.specimen, positions, model.window)
     if isinstance(model.specimen, Layers):
         return layer_waves(
@@ -132,33 +170,56 @@ def exit_waves(
     return _mode_waves(model, model.specimen, series, corner, rest, index)
 
 
+def _middle(specimen, dtype) -> Float[Array, "1 2"]:
+    """The middle of the field, which a camera length leaves where it is."""
+    half = [n * d / 2 for n, d in zip(specimen.grid.shape, specimen.grid.sampling, strict=True)]
+    return jnp.asarray(np.add(specimen.origin, half), dtype)[None]
+
+
 def _mode_waves(model: Scattering, specimen: TiltModes, series, corner, rest, index):
     plan = model.plan
     if isinstance(plan, Beamlets):
-        values, entry = plan.values, plan.entry[index]
-    elif isinstance(plan, Ladder):
-        values, entry = plan.values, plan.rows(series, rest, model.window)
+        table, entry = plan.table, plan.entry[index]
     else:
         one = lambda scan, offset: _beamlets_at(model, specimen, scan, offset)
-        values = jnp.asarray(jax.vmap(one)(series, rest))
-        values = values.reshape(-1, *values.shape[2:])
+        table = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.vmap(one)(series, rest))
         entry = jnp.arange(index.shape[0], dtype=jnp.int32) * model.optics.states
     states = model.optics.states
     rows = (entry[:, None] + jnp.arange(states, dtype=entry.dtype)[None]).reshape(-1)
-    corner, rest = jnp.repeat(corner, states, axis=0), jnp.repeat(rest, states, axis=0)
-    if isinstance(plan, Ladder):
-        spacing = tuple(step / plan.per_pixel for step in model.window.sampling)
-        waves = apply_ladder(specimen.waves, values, corner, rows, rest, plan.strides, spacing)
-    else:
-        waves = apply_beamlets(specimen.waves, values, corner, rows)
+    waves = summed(specimen.waves, table, jnp.repeat(corner, states, axis=0), rows)
     return waves.reshape(-1, states, *waves.shape[1:])
+
+
+def _ladder_waves(model: Scattering, specimen: TiltModes, plan: Ladder, series, positions):
+    """A source of finite size moves the probe along the ladder, so that it needs no rungs more."""
+    frames, optics = positions.shape[0], model.optics
+    shares = None
+    if optics.source is not None:
+        around, weights = source_nodes(optics.source, optics.source_rings)
+        shares = jnp.sqrt(weights)
+        if model.stretch is not None:
+            around = around * model.stretch
+        series = jnp.repeat(series, len(weights))
+        positions = (positions[:, None] + around[None]).reshape(-1, 2)
+    corner, rest = place(specimen, positions, model.window)
+    entry = plan.rows(series, rest, model.window)
+    rows = (entry[:, None] + jnp.arange(plan.states, dtype=entry.dtype)[None]).reshape(-1)
+    corner, rest = (jnp.repeat(a, plan.states, axis=0) for a in (corner, rest))
+    spacing = tuple(step / plan.per_pixel for step in model.window.sampling)
+    step = lambda *a: apply_ladder(*a, rest, plan.strides, spacing)
+    waves = summed(specimen.waves, plan.table, corner, rows, step)
+    waves = waves.reshape(frames, -1, *waves.shape[1:])
+    if shares is None:
+        return waves
+    shares = jnp.repeat(shares, plan.states).astype(waves.dtype)
+    return waves * shares[None, :, None, None]
 
 
 def _beamlets_at(model, specimen, scan, offset):
     optics = model.optics.of_scan(scan)
     dose = model.dose[scan][None]
-    values = beamlets(optics, specimen, model.window, dose, offset[:1], offset[1:], model.stretch)
-    return values[0, 0, 0]
+    y, x = offset[:1], offset[1:]
+    return tabulated(optics, specimen, model.window, model.halo, dose, y, x, model.stretch)
 
 
 def _probes(model: Scattering) -> Probes:
@@ -170,7 +231,9 @@ def _probes(model: Scattering) -> Probes:
 def _ladder(model: Scattering, per_pixel: int) -> Ladder:
     specimen = model.specimen
     assert isinstance(specimen, TiltModes)  # only they have ladders
-    return ladder(model.optics, specimen, model.window, model.dose, model.stretch, per_pixel)
+    lens = model.optics.of_point()
+    windows = (model.window, model.halo)
+    return ladder(lens, specimen, *windows, model.dose, model.stretch, per_pixel)
 
 
 def prepare(
@@ -185,8 +248,11 @@ def prepare(
     where an axis has at most `per_pixel` distinct ones (a raster commensurate with the pixels),
     otherwise positions are rounded to 1/`per_pixel` of a pixel. Where leaves of optics, scan, dose
     or stretch will move, name them (`moving`, as in `per_leaf`): the table is then a ladder of six
-    steps a pixel, which they move through. In beams the reach of the frames of each row of `chunk`
-    is noted. Layers have the probe of each scan in store, exactly.
+    steps a pixel, which they move through, as it is for a source of finite size. In beams the
+    reach of the frames of each row of `chunk` is noted. Layers have the probe of each scan in
+    store, exactly.
+
+    **Raises:** ValueError for a source whose probes would stand outside the field.
     """
     corner, rest = place(model.specimen, model.scan.positions, model.window)
     plan: Any
@@ -196,11 +262,39 @@ def prepare(
         corner, chunk = np.asarray(corner), np.zeros((1, 1), int) if chunk is None else chunk
         reach = np.ptp(corner[chunk], axis=1).max(axis=0) + (2 if moving else 0)
         plan = Blocks((int(reach[0]), int(reach[1])))
-    elif any(name.split(".")[0] in ("optics", "scan", "dose", "stretch") for name in moving):
+    elif model.optics.source is not None or _moves(moving):
+        _require_room(model)
         plan = _ladder(model, 6)
     else:
         plan = _tabulate(model, np.asarray(rest, float), per_pixel)
     return eqx.tree_at(lambda m: m.plan, model, plan, is_leaf=lambda x: x is None)
+
+
+def _moves(names: Sequence[str]) -> bool:
+    """Whether a named leaf changes probes or where they stand."""
+    return any(name.split(".")[0] in ("optics", "scan", "dose", "stretch") for name in names)
+
+
+def _reach(optics: Optics) -> float:
+    """How far states of the source lie beside its centre, Å."""
+    if optics.source is None:
+        return 0.0
+    return float(jnp.max(jnp.abs(source_nodes(optics.source, optics.source_rings)[0])))
+
+
+def _require_room(model: Scattering) -> None:
+    reach, shape = _reach(model.optics), model.specimen.grid.shape
+    if reach == 0:
+        return
+    ends = model.scan.positions.min(axis=0) - reach, model.scan.positions.max(axis=0) + reach
+    corner = np.asarray(place(model.specimen, jnp.stack(ends), model.window)[0])
+    room = np.asarray(shape) - model.window.shape - corner[1]
+    if min(corner[0].min(), room.min()) < 0:
+        raise ValueError(
+            f"`prepare`: the source moves probes by up to {reach:.3g} Å, so that windows leave the "
+            f"specimen's field of {shape} pixels; give the field that much more room on each side, "
+            "as `unscattered` does."
+        )
 
 
 def _tabulate(model, rest, per_pixel: int) -> Beamlets:
@@ -210,9 +304,10 @@ def _tabulate(model, rest, per_pixel: int) -> Beamlets:
         levels.append(jnp.asarray(values, model.scan.positions.dtype))
         entry = entry * len(values) + index
     y, x = levels
-    values = beamlets(model.optics, model.specimen, model.window, model.dose, y, x, model.stretch)
-    entry = jnp.asarray(entry * model.optics.states, jnp.int32)
-    return Beamlets(values.reshape(-1, *values.shape[4:]), entry)
+    table = tabulated(
+        model.optics, model.specimen, model.window, model.halo, model.dose, y, x, model.stretch
+    )
+    return Beamlets(table, jnp.asarray(entry * model.optics.states, jnp.int32))
 
 
 def _beam_waves(model: Scattering, specimen: Beams, series, corner, rest):

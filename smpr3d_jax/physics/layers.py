@@ -323,33 +323,43 @@ def to_smatrix(
 
     **Raises:** ValueError unless one of `order` and `window` is given.
     """
+    place = layers.origin, layers.plane, layers.cutoff
     if window is not None and order is None:
         points = window_beams(window, layers.cutoff)
-        waves = jax.lax.map(*_tilted(layers, energy, points))
-        return Beams(waves, layers.grid, window, layers.origin, layers.plane, layers.cutoff)
+        return Beams(_each_tilt(layers, energy, points), layers.grid, window, *place)
     if window is not None or order is None:
         raise ValueError("`to_smatrix` needs `order` for tilt modes or `window` for beams.")
     reach = np.abs(np.asarray(layers.depths, float) - layers.plane).max()
     highest = math.hypot(*(0.5 / d for d in layers.grid.sampling))
     turn = 2 * math.pi * wavelength(energy) * reach * highest * layers.cutoff
     tilts = disc_quadrature(layers.cutoff, turn, order)
-    wave_of, points = _tilted(layers, energy, tilts.points)
     shares = tilts.weights * tilt_polynomials(order, tilts.points, layers.cutoff)
+    return TiltModes(_over_tilts(layers, energy, tilts.points, shares), layers.grid, *place)
+
+
+@eqx.filter_jit
+def _each_tilt(layers: Layers, energy: float, points):
+    return jax.lax.map(*_tilted(layers, energy, points))
+
+
+@eqx.filter_jit
+def _over_tilts(layers: Layers, energy: float, points, shares):
+    """Sum over tilts of s_h times the modes' `shares`."""
+    wave_of, tilts = _tilted(layers, energy, points)
+    kind = np.result_type(layers.potential.dtype, np.complex64)
 
     def add(total, tilt):
-        share, point = tilt
-        return total + share[:, None, None] * wave_of(point)[None], None
+        share, tilt = tilt
+        return total + share[:, None, None] * wave_of(tilt)[None], None
 
-    kind = np.result_type(layers.potential.dtype, np.complex64)
-    zero = jnp.zeros((mode_count(order), *layers.grid.shape), kind)
-    waves, _ = jax.lax.scan(add, zero, (jnp.asarray(shares.T, kind), points))
-    return TiltModes(waves, layers.grid, layers.origin, layers.plane, layers.cutoff)
+    zero = jnp.zeros((len(shares), *layers.grid.shape), kind)
+    return jax.lax.scan(add, zero, (jnp.asarray(shares.T, kind), tilts))[0]
 
 
-def _tilted(layers: Layers, energy: float, points: Float[np.ndarray, "tilts 2"]):
+def _tilted(layers: Layers, energy: float, points):
     """The function that gives s_h, and what to call it with for each of `points`."""
     real = layers.potential.dtype
-    plates = transmission(layers.potential, energy)
+    points, plates = jnp.asarray(points, real), transmission(layers.potential, energy)
     ends = jnp.append(layers.depths, jnp.asarray(layers.plane, layers.depths.dtype)).astype(real)
     slopes = jnp.tan(layers.tilt * 1e-3).astype(real)
     modes = tilt_polynomials(layers.order, points, layers.cutoff).T
@@ -369,4 +379,4 @@ def _tilted(layers: Layers, energy: float, points: Float[np.ndarray, "tilts 2"])
         share = polynomials.astype(layers.correction.dtype)
         return wave * (1 + jnp.tensordot(share, layers.correction, 1, precision=EXACT))
 
-    return wave_of, (jnp.asarray(points, real), jnp.asarray(modes, real))
+    return wave_of, (points, modes)

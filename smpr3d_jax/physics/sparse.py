@@ -21,7 +21,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Complex, Float, Int32
 
-from .detector import intensity
+from .detector import Detector
 from .fourier import EXACT, fft
 
 
@@ -35,10 +35,12 @@ def pattern_at(
     integration: int = 1,
     offset: tuple[float, float] = (0.0, 0.0),
     method: str = "auto",
+    shape: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, " frames"], Float[Array, "frames hits"]]:
     """Expected electrons of each frame, and at each of its flat `pixels`, summed over states.
 
-    Zero frequency in the corner; `integration` and `offset` (pixels) as in `Detector`. `method`
+    Zero frequency in the corner; `integration` and `offset` (pixels) as in `Detector`, of whose
+    `shape` (default: the window's) waves fill the window, or the f times wider one. `method`
     "auto" takes the cheapest by `costs`; all give the same numbers. On a CPU frame follows frame,
     so that only one finer pattern exists at a time; accelerators take the frames together.
 
@@ -51,11 +53,12 @@ def pattern_at(
         )
     if integration < 1:
         raise ValueError(f"`pattern_at`: integration {integration} must be a whole number from 1.")
-    _, _, ny, nx = exit_waves.shape
+    camera = shape or (exit_waves.shape[2], exit_waves.shape[3])
+    wide = exit_waves.shape[2:] != camera
     if method == "auto":
-        price = costs((ny, nx), pixels.shape[1], integration)
+        price = costs(camera, pixels.shape[1], integration, wide)
         method = min(price, key=lambda name: price[name])
-    at_hits = partial(METHODS[method], integration, offset)
+    at_hits = partial(METHODS[method], integration, offset, camera)
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
     def frame(wave, pixels):
@@ -69,7 +72,9 @@ def pattern_at(
     )
 
 
-def costs(shape: tuple[int, int], hits: int, integration: int) -> dict[str, float]:
+def costs(
+    shape: tuple[int, int], hits: int, integration: int, wide: bool = False
+) -> dict[str, float]:
     """Time of value and gradient by each method, per frame and state, in samples transformed.
 
     A sample of an FFT costs 1 each way whatever its length (5 ns on one core of a server), a term
@@ -80,50 +85,61 @@ def costs(shape: tuple[int, int], hits: int, integration: int) -> dict[str, floa
     f, (ny, nx) = integration, shape
     along = 2 * (f // 2) + 1
     samples = hits * along**2
-    sums = 2 * 0.2 * samples * nx
+    rows, columns = (f * ny, f * nx) if wide else (ny, nx)
+    sums = 2 * 0.2 * samples * columns
     return {
         "pattern": 3.0 * f**2 * ny * nx,
         "fft": 2.0 * f**2 * ny * nx + 2 * 1.5 * samples,
-        "lines": 2.0 * f * ny * nx + sums,
-        "dft": 2 * 0.06 * hits * along * ny * nx + sums,
+        "lines": 2.0 * f * ny * columns + sums,
+        "dft": 2 * 0.06 * hits * along * rows * columns + sums,
     }
 
 
-def _from_pattern(f, offset, wave, pixels):
-    ramps = [_phases(n, np.zeros(1), o)[0] for n, o in zip(wave.shape[1:], offset, strict=True)]
-    if offset != (0.0, 0.0):
-        wave = wave * jnp.asarray(ramps[0][:, None] * ramps[1], wave.dtype)[None]
-    return jnp.sum(intensity(wave, f), axis=0).reshape(-1)[pixels]
+def _from_pattern(f, offset, camera, wave, pixels):
+    pattern = Detector(camera, 1.0, f, offset)(wave)
+    return jnp.sum(pattern, axis=0).reshape(-1)[pixels]
 
 
-def _from_fft(f, offset, wave, pixels):
-    states, ny, nx = wave.shape
-    ramps = [_phases(n, np.arange(f) / f, o) for n, o in zip((ny, nx), offset, strict=True)]
-    shift = jnp.asarray(ramps[0][:, None, :, None] * ramps[1][:, None, :] / f, wave.dtype)
-    fine = fft(wave[:, None, None] * shift[None]).reshape(states, -1)
+def _from_fft(f, offset, camera, wave, pixels):
+    (ny, nx), (rows, columns) = camera, wave.shape[1:]
+    ramps = [
+        _phases(m, n, np.arange(f * n // m) / f, o) / math.sqrt(f * n // m)
+        for m, n, o in zip((rows, columns), camera, offset, strict=True)
+    ]
+    shift = jnp.asarray(ramps[0][:, None, :, None] * ramps[1][:, None, :], wave.dtype)
+    fine = fft(wave[:, None, None] * shift[None]).reshape(wave.shape[0], -1)
     y, x = _samples(f, pixels // nx, ny), _samples(f, pixels % nx, nx)
-    place = (y % f * (f * ny) + y // f)[:, :, None] * nx
-    place = place + (x % f * (ny * nx) + x // f)[:, None, :]
+    # Samples come in combs, one for each ramp.
+    (cy, iy), (cx, ix) = _comb(y, f * ny // rows), _comb(x, f * nx // columns)
+    place = ((cy * (f * nx // columns))[:, :, None] + cx[:, None, :]) * (rows * columns)
+    place = place + (iy * columns)[:, :, None] + ix[:, None, :]
     return _power(f, fine[:, place])
 
 
-def _from_lines(f, offset, wave, pixels):
-    states, ny, nx = wave.shape
-    ramp = jnp.asarray(_phases(ny, np.arange(f) / f, offset[0]) / math.sqrt(f), wave.dtype)
+def _comb(sample, combs: int):
+    """In which comb a sample is, and where in it."""
+    return sample % combs, sample // combs
+
+
+def _from_lines(f, offset, camera, wave, pixels):
+    (ny, nx), (states, rows, columns) = camera, wave.shape
+    combs = f * ny // rows
+    ramp = _phases(rows, ny, np.arange(combs) / f, offset[0]) / math.sqrt(combs)
     # The analysis of `fourier`, of one axis.
-    fine = jnp.fft.fft(wave[:, None] * ramp[None, :, :, None], axis=2, norm="ortho")
-    y = _samples(f, pixels // nx, ny)
-    rows = fine.reshape(states, f * ny, nx)[:, y % f * ny + y // f]
-    columns = _waves_at(f, offset[1], pixels % nx, nx, wave.dtype)
-    return _power(f, jnp.sum(rows[:, :, :, None] * columns[None, :, None], axis=-1))
+    ramped = wave[:, None] * jnp.asarray(ramp, wave.dtype)[None, :, :, None]
+    fine = jnp.fft.fft(ramped, axis=2, norm="ortho")
+    comb, place = _comb(_samples(f, pixels // nx, ny), combs)
+    lines = fine.reshape(states, f * ny, columns)[:, comb * rows + place]
+    across = _waves_at(f, offset[1], pixels % nx, columns, nx, wave.dtype)
+    return _power(f, jnp.sum(lines[:, :, :, None] * across[None, :, None], axis=-1))
 
 
-def _from_dft(f, offset, wave, pixels):
-    ny, nx = wave.shape[1:]
-    rows = _waves_at(f, offset[0], pixels // nx, ny, wave.dtype)
-    columns = _waves_at(f, offset[1], pixels % nx, nx, wave.dtype)
-    rows = jnp.einsum("hjy,syx->shjx", rows, wave, precision=EXACT)
-    return _power(f, jnp.sum(rows[:, :, :, None] * columns[None, :, None], axis=-1))
+def _from_dft(f, offset, camera, wave, pixels):
+    (ny, nx), (rows, columns) = camera, wave.shape[1:]
+    along = _waves_at(f, offset[0], pixels // nx, rows, ny, wave.dtype)
+    across = _waves_at(f, offset[1], pixels % nx, columns, nx, wave.dtype)
+    lines = jnp.einsum("hjy,syx->shjx", along, wave, precision=EXACT)
+    return _power(f, jnp.sum(lines[:, :, :, None] * across[None, :, None], axis=-1))
 
 
 METHODS: dict[str, Callable[..., Float[Array, " hits"]]] = {
@@ -134,18 +150,18 @@ METHODS: dict[str, Callable[..., Float[Array, " hits"]]] = {
 }
 
 
-def _phases(n: int, k, offset: float):
-    """exp(-2 pi i (k - offset) r/n) of pixels r of the window: rows for each of `k`."""
-    turns = np.outer(k - offset, np.arange(n) / n)
+def _phases(count: int, n: int, k, offset: float):
+    """exp(-2 pi i (k - offset) r/n) of the `count` pixels r of a window: rows for each of `k`."""
+    turns = np.outer(k - offset, np.arange(count) / n)
     return np.exp(-2j * np.pi * turns)
 
 
-def _waves_at(f: int, offset: float, k, n: int, dtype):
+def _waves_at(f: int, offset: float, k, count: int, n: int, dtype):
     """The analysing waves of the samples at pixels `k` of an axis: hits, samples, r.
 
     Rows of one table for all frames, as large as f waves: computed on the host in float64.
     """
-    table = _phases(n, np.arange(f * n) / f, offset) / math.sqrt(f * n)
+    table = _phases(count, n, np.arange(f * n) / f, offset) / math.sqrt(f * n)
     return jnp.asarray(table, dtype)[_samples(f, k, n)]
 
 
