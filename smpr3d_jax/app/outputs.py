@@ -20,7 +20,9 @@ from jaxtyping import Array, Float
 from ..data.counts import InputError
 from ..inverse.sections import Gauge, section_blocks, virtual_images
 from ..physics.detector import annulus, Detector
+from ..physics.forward import settled, trimmed
 from ..physics.grid import Grid
+from ..physics.layers import Layers
 from ..physics.optics import Optics
 from ..physics.smatrix import Beams, SMatrix, TiltModes
 from ..report import store
@@ -28,7 +30,7 @@ from ..report.page import report_page
 from ..report.volumes import section_writer
 from .experiment import section_depths, to_yaml
 from .schema import Sections
-from .workflow import Outcome
+from .workflow import Outcome, Refined
 
 
 class View(NamedTuple):
@@ -52,8 +54,9 @@ class Planes(NamedTuple):
 
 def view(outcome: Outcome) -> View:
     """The view of a run that has just ended."""
-    model = outcome.result.model
+    model = trimmed(settled(outcome.result.model))
     y, x = (float(v) for v in outcome.dataset.scan.positions[0])
+    assert not isinstance(model.specimen, Layers)  # a run recovers an S-matrix
     return View(model.specimen, model.optics, model.detector, outcome.gauge, (y, x))
 
 
@@ -184,6 +187,15 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
             "shift_A": list(seen.gauge.shift),
             "residual_rad": seen.gauge.residual,
         },
+        "refined": {
+            r.parameter.name: {
+                "value": r.found,
+                "path": r.path if not r.parameter.of_frames else r.found[None],
+                "unit": r.parameter.unit,
+                "held": r.parameter.held,
+            }
+            for r in outcome.refined
+        },
         "history": {name: np.asarray(v) for name, v in outcome.result.history.items()},
         "provenance": {
             "config": to_yaml(experiment),
@@ -273,7 +285,39 @@ def write_report(outcome: Outcome, folder: pathlib.Path) -> None:
         settings=experiment.model_dump(mode="json"),
         numbers=_numbers(outcome),
         notes=outcome.prepared.notes,
+        noise=outcome.metrics["noise_deviance_held_out"] or outcome.metrics["noise_deviance"],
+        stopped=stopped(outcome),
+        refined=[refined_facts(r) for r in outcome.refined if not r.parameter.of_frames],
+        offsets=offsets(outcome),
     )
+
+
+def stopped(outcome: Outcome) -> int | None:
+    """The iteration whose model was kept, where a better one was waited for."""
+    curve = outcome.result.history.get("deviance_held_out", [])
+    waits = outcome.prepared.experiment.method.stop is not None
+    return int(np.argmin(curve)) + 1 if waits and curve else None
+
+
+def refined_facts(refined: Refined) -> dict[str, Any]:
+    """One parameter as the report wants it."""
+    shape, size = refined.found.shape, refined.found.size
+    return {
+        "name": refined.parameter.name,
+        "unit": refined.parameter.unit if refined.parameter.unit != "1" else "",
+        "start": np.broadcast_to(refined.parameter.start, shape).reshape(size),
+        "found": refined.found.reshape(size),
+        "history": refined.path.reshape(-1, size),
+    }
+
+
+def offsets(outcome: Outcome) -> dict[str, Any] | None:
+    """How far positions were found from where the raster has them."""
+    start, found = outcome.dataset.scan.positions, outcome.result.model.scan.positions
+    if not any("scan.positions" in r.parameter.leaves() for r in outcome.refined):
+        return None
+    series = np.asarray(outcome.dataset.scan.series)
+    return {"positions": np.asarray(start), "offsets": np.asarray(found - start), "series": series}
 
 
 def finer(
@@ -314,6 +358,7 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
     return {
         "Deviance per pixel, held out": m["deviance_held_out"],
         "Deviance per pixel, fitted": m["deviance"],
+        "Deviance that noise allows": m["noise_deviance"],
         "R-factor, held out": m["r_factor_held_out"],
         "R-factor, fitted": m["r_factor"],
         "Iterations": m["iterations"],

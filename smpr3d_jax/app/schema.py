@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..inverse.refinement import REFINABLE
 from ..physics.optics import POLAR
 
 
@@ -115,6 +116,22 @@ def _located(path: Path, info: Any) -> Path:
     return full
 
 
+def _refinable(name: str) -> str:
+    """A parameter that `refine` may name."""
+    if name not in REFINABLE:
+        close = nearest(name, REFINABLE)
+        hint = f"; did you mean {close!r}?" if close else f"; known: {', '.join(REFINABLE)}"
+        raise _fail(f"{name!r} cannot be refined{hint}")
+    return name
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise _fail(f"names {twice[0]!r} twice")
+    return names
+
+
 def _known_aberration(name: str) -> str:
     if name.upper().replace("O", "0") in ("C10", "DEF0CUS"):
         raise _fail("the defocus belongs to each scan: write `defocus` (= -C10) under scans")
@@ -163,6 +180,7 @@ Aberrations = Annotated[
     dict[Annotated[str, AfterValidator(_known_aberration)], Number], AfterValidator(_aberrations)
 ]
 File = Annotated[Path, AfterValidator(_located)]
+Refined = Annotated[str, AfterValidator(_refinable)]
 
 
 def _key(default: Any, description: str) -> Any:
@@ -204,6 +222,17 @@ class Geometry(Record):
     detector_pixel_mrad: Pixel | None = _key(None, "angle of a detector pixel, mrad")
     center: tuple[Number, Number] | None = _key(None, "[y, x] pixels; null: n//2")
     pixel_integration: Count = _key(2, "1: pixels sample the intensity, 2: integrate")
+
+
+class Refinement(Record):
+    """How what `refine` names is moved."""
+
+    first: Count = _key(4, "iteration in which parameters begin to move")
+    every: Count = _key(2, "they move in every so-many-th from there")
+    rate: Annotated[Positive, Field(le=3)] = _key(0.1, "step, in rad at the aperture's edge")
+    position_rate: Annotated[Positive, Field(le=3)] = _key(0.3, "the same, of each position")
+    position_sigma_A: Positive | None = _key(None, "size of offsets, Å; null: half a scan step")
+    uncertainty: Flag = _key(False, "standard errors of what was refined; takes long")
 
 
 class Stop(Record):
@@ -289,6 +318,10 @@ class Experiment(Record):
     )
     geometry: Geometry = _key(Geometry(), "what is missing is asked of the files")
     method: Method = _key(Method(), "everything here has a default that works")
+    refine: Annotated[tuple[Refined, ...], AfterValidator(_once)] = _key(
+        (), "[positions, defocus, C12, ...]: what is fitted beside the specimen"
+    )
+    refinement: Refinement = _key(Refinement(), "how, and from when")
     sections: Sections = _key(Sections(), "depths of the volume")
     accept_implausible: Flag = _key(False, "let values pass that look like slips")
 

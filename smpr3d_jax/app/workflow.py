@@ -5,22 +5,25 @@ anything long is computed; `run` writes nothing before it has a result.
 """
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+import optax
+from jaxtyping import Float, Int
 
-from ..data.counts import InputError
+from ..data.counts import Events, InputError
 from ..data.dataset import batch, Dataset, hold_out
 from ..data.readers import check_counts, check_series, load_series, open_source, Source
-from ..inverse import design, losses, priors, updates
+from ..inverse import design, losses, priors, refinement, updates
 from ..inverse.batches import chunks, ordered
 from ..inverse.reconstruction import make_evaluation, reconstruct, Result, Step
 from ..inverse.sections import diagonal_gauge, Gauge
+from ..physics import sparse
 from ..physics.detector import Detector
 from ..physics.forward import prepare as plan, Scattering, unscattered
 from ..physics.optics import focal_series, Optics
@@ -48,6 +51,15 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refined:
+    """A parameter, its value in the model that was kept, and after each step."""
+
+    parameter: refinement.Parameter
+    found: Float[np.ndarray, "*shape"]
+    path: Float[np.ndarray, "steps *shape"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """What a run found: the model, how it got there, and the figures that judge it."""
 
@@ -57,6 +69,7 @@ class Outcome:
     held_out: Int[np.ndarray, " frames"]
     gauge: Gauge
     metrics: dict[str, Any]
+    refined: tuple[Refined, ...] = ()
 
 
 def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
@@ -147,7 +160,25 @@ def starting_model(experiment: Experiment, dataset: Dataset) -> Scattering:
     order = None if method.representation == "beams" else method.order
     detector = camera(experiment, dataset.counts.frame_shape)
     lens, plane = optics(experiment), _plane(experiment)
-    return unscattered(lens, detector, dataset.scan, dataset.dose, plane, order)
+    moved = {"positions", "shift", "rotation", "affine", "camera_length"} & set(experiment.refine)
+    # Four standard deviations of an offset stay inside the field.
+    slack = 4 * _position_sigma(experiment) if moved else 0.0
+    return unscattered(lens, detector, dataset.scan, dataset.dose, plane, order, slack)
+
+
+def _position_sigma(experiment: Experiment) -> float:
+    assert experiment.geometry.scan_step is not None
+    half = math.sqrt(math.prod(experiment.geometry.scan_step)) / 2
+    return experiment.refinement.position_sigma_A or half
+
+
+def refined_parameters(
+    experiment: Experiment, model: Scattering
+) -> tuple[Scattering, tuple[refinement.Parameter, ...]]:
+    """The model with all that `refine` names, and the parameters."""
+    model, parameters = refinement.refine(model, experiment.refine)
+    sigma = {"positions": _position_sigma(experiment)}
+    return model, tuple(p._replace(sigma=sigma.get(p.name, p.sigma)) for p in parameters)
 
 
 def noise_model(experiment: Experiment) -> losses.Noise:
@@ -158,19 +189,54 @@ def noise_model(experiment: Experiment) -> losses.Noise:
     return losses.NOISES[method.loss]()
 
 
+def loss(experiment: Experiment, dataset: Dataset) -> losses.Loss:
+    """What is minimised; few electrons are compared at the pixels that they hit alone."""
+    method, counts = experiment.method, dataset.counts
+    if method.loss == "poisson" and isinstance(counts, Events):
+        f = experiment.geometry.pixel_integration
+        price = sparse.costs(counts.frame_shape, counts.pixels.shape[1], f, f > 1)
+        if min(price.values()) < price["pattern"]:
+            return losses.event_poisson(method.background)
+    return losses.objective(noise_model(experiment))
+
+
 def optimiser(
-    experiment: Experiment, model: Scattering, noise: losses.Noise, frames: int
+    experiment: Experiment,
+    model: Scattering,
+    noise: losses.Noise,
+    frames: int,
+    parameters: Sequence[refinement.Parameter] = (),
 ) -> updates.Updates:
-    """Nesterov's method at the largest safe step, with the depth-range subspace in tilt modes."""
-    method, project = experiment.method, None
+    """Nesterov's method at the largest safe step, with the depth-range subspace in tilt modes.
+
+    Parameters are moved by Adam, with steps that fall to a twentieth in the course of the run.
+    """
+    method, how, project = experiment.method, experiment.refinement, None
     if isinstance(model.specimen, TiltModes) and method.subspace_weight > 0:
         basis = priors.depth_range_basis(
             model.specimen, model.optics.energy, depth_range(experiment),
             tolerance=method.subspace_tolerance,
         )  # fmt: skip
         project = priors.depth_range(model.specimen, basis, method.subspace_weight)
-    assert experiment.geometry.scan_step is not None
-    return updates.accelerated(model, noise, experiment.geometry.scan_step, frames, project)
+    step = experiment.geometry.scan_step
+    assert step is not None
+    specimen = updates.accelerated(model, noise, step, frames, project)
+    if not parameters:
+        return specimen
+    beat = updates.Beat(how.first, how.every)
+    moves = max(1, sum(beat.due(n) for n in range(1, method.iterations + 1)))
+
+    def adam(parameter: refinement.Parameter) -> optax.GradientTransformation:
+        own = len(parameter.shape) == 2 and parameter.shape[0] == len(model.scan.series)
+        rate = how.position_rate if own else how.rate
+        # Gradients change as the specimen forms, so that old ones should not be long remembered.
+        return optax.adam(optax.cosine_decay_schedule(rate, moves, 0.05), b2=0.95)
+
+    leaves = refinement.moving_leaves(parameters)
+    joint = refinement.joint(parameters, adam, frames)
+    return updates.per_leaf(
+        {**specimen.optimisers, leaves: joint}, {leaves: beat}, refinement.OF_FRAMES
+    )
 
 
 def fit(
@@ -181,14 +247,21 @@ def fit(
     experiment, method = prepared.experiment, prepared.experiment.method
     training, held_out = hold_out(dataset, method.held_out, method.seed)
     model, chunk = starting_model(experiment, dataset), min(_chunk(experiment), len(training))
-    model = plan(model, chunk=chunks(ordered(model, training), chunk)[0])
-    noise = noise_model(experiment)
+    model, parameters = refined_parameters(experiment, model)
+    near = chunks(ordered(model, training), chunk)[0]
+    model = plan(model, chunk=near, moving=refinement.moving_leaves(parameters))
+    noise, paths = noise_model(experiment), []
+
+    def follow(step: Step) -> None:
+        paths.append(refinement.coordinates(step.state))
+        callback(step)
+
     result = reconstruct(
-        model, dataset, losses.objective(noise),
-        optimiser(experiment, model, noise, len(training)),
+        model, dataset, loss(experiment, dataset),
+        optimiser(experiment, model, noise, len(training), parameters),
         steps=method.iterations, training=training, held_out=held_out, chunk=chunk,
         patience=method.stop.patience if method.stop else None, seed=method.seed,
-        callback=callback,
+        callback=follow,
     )  # fmt: skip
     gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
     if gauge.residual > GAUGE_RESIDUAL:
@@ -198,8 +271,16 @@ def fit(
     metrics = judge(result, dataset, training, held_out, chunk)
     metrics["gauge_plane_A"] = result.model.specimen.plane + gauge.depth
     metrics["gauge_shift_A"] = list(gauge.shift)
+    kept = refinement.coordinates(result.state)
+    refined = tuple(
+        Refined(p, p.value(kept[p.name]), np.stack([p.value(path[p.name]) for path in paths]))
+        for p in parameters
+    )
+    metrics["refined"] = {
+        r.parameter.name: r.found.tolist() for r in refined if not r.parameter.of_frames
+    }
     metrics["seconds"] = time.monotonic() - begin
-    return Outcome(prepared, dataset, result, held_out, gauge, metrics)
+    return Outcome(prepared, dataset, result, held_out, gauge, metrics, refined)
 
 
 def _chunk(experiment: Experiment) -> int:
@@ -222,7 +303,8 @@ def judge(
         name: float(value) for name, value in evaluate(result.model, batch(dataset, index)).items()
     }
     fitted = score(ordered(result.model, training))
-    kept = score(held_out) if len(held_out) else {"r_factor": None, "deviance": None}
+    none = {"r_factor": None, "deviance": None, "noise": None}
+    kept = score(held_out) if len(held_out) else none
     per_scan = [
         score(ordered(result.model, training[series[training] == scan]))["r_factor"]
         for scan in range(int(series.max()) + 1)
@@ -232,6 +314,8 @@ def judge(
         "r_factor_held_out": kept["r_factor"],
         "deviance": fitted["deviance"],
         "deviance_held_out": kept["deviance"],
+        "noise_deviance": fitted["noise"],
+        "noise_deviance_held_out": kept["noise"],
         "r_factor_per_scan": per_scan,
         "loss_history": result.history["loss"],
         "deviance_held_out_history": result.history.get("deviance_held_out", []),

@@ -174,8 +174,10 @@ def make_evaluation(
 def _evaluate(chunk, model, frames):
     part = lambda b: jax.tree.map(jnp.mean, figures_of_merit(model, b))
     means = mean_over_chunks(part, frames, chunk)
+    pixels = math.prod(frames.counts.frame_shape)
     return {
-        "deviance": means["deviance"] / math.prod(frames.counts.frame_shape),
+        "deviance": means["deviance"] / pixels,
+        "noise": means["noise"] / pixels,
         "r_factor": means["misfit"] / means["amplitude"],
     }
 
@@ -212,8 +214,8 @@ def reconstruct(
     and `done`, the steps it had taken, its batches and numbers. `callback` sees every step.
 
     **Returns:** a `Result`; its history has, a step, the `loss` over the batch before the step and
-    the `deviance` per pixel and `r_factor` after it, of the held-out frames (`..._held_out`) and of
-    as many training frames.
+    the `deviance` per pixel, what `noise` alone allows of it, and the `r_factor` after it, of the
+    held-out frames (`..._held_out`) and of as many training frames.
 
     **Raises:** ValueError for frames that do not exist or are both fitted and held out, `patience`
     without held-out frames, or a loss that is no longer a number.

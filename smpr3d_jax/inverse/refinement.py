@@ -27,6 +27,9 @@ from ..physics.optics import CARTESIAN
 from .updates import named_leaves
 
 
+OF_FRAMES = ("scan.positions", "exposure")
+"""Leaves of which each frame has its own entry."""
+
 Changes = dict[str, Array]
 """How leaves change, by the path of each (`optics.aberrations.C10`)."""
 
@@ -35,6 +38,7 @@ class Parameter(NamedTuple):
     """One thing to refine: the `shape` of its coordinates, and what they change.
 
     `sigma` is the standard deviation, in the unit, of a normal prior about the start; None: none.
+    `start` is the parameter's value there, `about_mean` whether only differences matter.
     """
 
     name: str
@@ -45,6 +49,19 @@ class Parameter(NamedTuple):
     spread: Callable[[Array], Changes]
     held: str = "nothing"
     sigma: float | None = None
+    start: float | Float[np.ndarray, "*shape"] = 0.0
+    about_mean: bool = False
+
+    def value(self, coordinates: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The parameter where its coordinates are `coordinates`."""
+        if self.about_mean:
+            coordinates = coordinates - np.mean(coordinates, axis=0)
+        return self.start + np.asarray(coordinates, float)
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether each frame has its own."""
+        return self.name in ("positions", "exposure")
 
     def leaves(self, dtype: jax.typing.DTypeLike = np.float32) -> tuple[str, ...]:
         """The leaves that move."""
@@ -119,6 +136,13 @@ class Joint(NamedTuple):
     coordinates: dict[str, Array]
 
 
+def coordinates(state: Any) -> dict[str, Float[np.ndarray, "..."]]:
+    """How far each parameter is from its start, found anywhere in the state of an optimiser."""
+    parts = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Joint))
+    found = [part.coordinates for part in parts if isinstance(part, Joint)]
+    return {name: np.asarray(c) for each in found for name, c in each.items()}
+
+
 def moving_leaves(parameters: Sequence[Parameter]) -> tuple[str, ...]:
     """Names of the leaves that the parameters move, as `per_leaf` and `prepare` want them."""
     return tuple(dict.fromkeys(leaf for p in parameters for leaf in p.leaves()))
@@ -170,10 +194,9 @@ def _parameters(model: Scattering, name: str, nominal) -> list[Parameter]:
     if _parts(name):
         return _aberrations(model, name)
     if name not in KNOWN:
-        choices = [*KNOWN, *(f"C{n}{m}" for n, m in sorted({v[:2] for v in CARTESIAN.values()}))]
-        near = difflib.get_close_matches(name, choices, 1)
+        near = difflib.get_close_matches(name, REFINABLE, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"`refine`: {name!r} cannot be refined.{hint} Known: {choices}.")
+        raise ValueError(f"`refine`: {name!r} cannot be refined.{hint} Known: {REFINABLE}.")
     lens = model.optics
     room = _Room(
         model,
@@ -201,9 +224,11 @@ class _Room(NamedTuple):
     def scans(self) -> int:
         return self.model.dose.shape[0]
 
-    def require(self, leaf: Any, name: str, remedy: str) -> None:
+    def required(self, leaf: Array | None, name: str, remedy: str) -> float:
+        """The value of an optional leaf, which must be there to be refined."""
         if leaf is None:
             raise ValueError(f"`refine`: {name!r} needs a model that has it: {remedy}.")
+        return float(leaf)
 
     def layers(self, name: str) -> Layers:
         if not isinstance(self.model.specimen, Layers):
@@ -219,7 +244,7 @@ def _positions(room: _Room) -> Parameter:
     return Parameter(
         "positions", "offset of every probe position", "Å", room.across, room.nominal.shape,
         lambda c: {"scan.positions": c - jnp.mean(c, axis=0)[None]},
-        "the mean, which is where the specimen lies", step,
+        "the mean, which is where the specimen lies", step, about_mean=True,
     )  # fmt: skip
 
 
@@ -235,7 +260,7 @@ def _shift(room: _Room) -> Parameter:
     return Parameter(
         "shift", "drift of each scan against the others", "Å", room.across, (room.scans, 2),
         lambda c: {"scan.positions": (c - jnp.mean(c, axis=0)[None])[series]},
-        "the mean, which is where the specimen lies",
+        "the mean, which is where the specimen lies", about_mean=True,
     )  # fmt: skip
 
 
@@ -272,7 +297,7 @@ def _dose(room: _Room) -> Parameter:
     start = np.asarray(room.model.dose)
     return Parameter(
         "dose", "electrons per frame of each scan, relative to the start", "1", 0.05,
-        (room.scans,), lambda c: {"dose": c * jnp.asarray(start, c.dtype)},
+        (room.scans,), lambda c: {"dose": c * jnp.asarray(start, c.dtype)}, start=1.0,
     )  # fmt: skip
 
 
@@ -280,39 +305,45 @@ def _exposure(room: _Room) -> Parameter:
     return Parameter(
         "exposure", "electrons of each frame, relative to its scan's dose", "1", 0.05,
         room.nominal.shape[:1], lambda c: {"exposure": c - jnp.mean(c)}, "the mean", 0.1,
+        1.0, True,
     )  # fmt: skip
 
 
 def _source_size(room: _Room) -> Parameter:
-    room.require(room.model.optics.source, "source_size", "give `focal_series` a `source`")
+    lens = room.model.optics
+    start = room.required(lens.source, "source_size", "give `focal_series` a `source`")
     return Parameter(
         "source_size", "rms size of the source", "Å", room.across, (),
-        lambda c: {"optics.source": c},
+        lambda c: {"optics.source": c}, start=start,
     )  # fmt: skip
 
 
 def _defocus_spread(room: _Room) -> Parameter:
-    room.require(room.model.optics.spread, "defocus_spread", "give `focal_series` a `spread`")
+    lens = room.model.optics
+    start = room.required(lens.spread, "defocus_spread", "give `focal_series` a `spread`")
     return Parameter(
         "defocus_spread", "rms spread of the defocus", "Å", room.along, (),
-        lambda c: {"optics.spread": c},
+        lambda c: {"optics.spread": c}, start=start,
     )  # fmt: skip
 
 
 def _background(room: _Room) -> Parameter:
-    room.require(room.model.detector.background, "background", "give `Detector` a `background`")
+    camera = room.model.detector
+    start = room.required(camera.background, "background", "give `Detector` a `background`")
     pixels = math.prod(room.model.detector.shape)
     return Parameter(
         "background", "electrons per pixel and frame that are not the beam's", "electrons",
         0.01 * float(room.model.dose.mean()) / pixels, (), lambda c: {"detector.background": c},
+        start=start,
     )  # fmt: skip
 
 
 def _blur(room: _Room) -> Parameter:
-    room.require(room.model.detector.blur, "blur", "give `Detector` a `blur`")
+    start = room.required(room.model.detector.blur, "blur", "give `Detector` a `blur`")
     return Parameter(
-        "blur", "rms point spread of the camera", "pixels", 0.2, (), lambda c: {"detector.blur": c}
-    )
+        "blur", "rms point spread of the camera", "pixels", 0.2, (),
+        lambda c: {"detector.blur": c}, start=start,
+    )  # fmt: skip
 
 
 def _tilt(room: _Room) -> Parameter:
@@ -330,6 +361,7 @@ def _depths(room: _Room) -> Parameter:
         "depths", "depth of each layer", "Å", room.along, room.layers("depths").depths.shape,
         lambda c: {"specimen.depths": c - jnp.mean(c)},
         "the mean, which moves with all defoci",
+        start=np.asarray(room.layers("depths").depths, float), about_mean=True,
     )  # fmt: skip
 
 
@@ -340,6 +372,14 @@ KNOWN: dict[str, Callable[[_Room], Parameter]] = {
     "blur": _blur, "tilt": _tilt, "depths": _depths,
 }  # fmt: skip
 """Parameters beside the aberrations."""
+
+
+REFINABLE: tuple[str, ...] = (
+    *KNOWN, "defocus",
+    *(f"C{n}{m}{which}" for n, m in sorted({v[:2] for v in CARTESIAN.values()})[1:]
+      for which in ("", "_per_scan")),
+)  # fmt: skip
+"""Every name that `refine` takes."""
 
 
 class _Term(NamedTuple):
@@ -405,6 +445,11 @@ def _aberrations(model: Scattering, name: str) -> list[Parameter]:
         label = name if name == "defocus" else name.replace(f"C{n}{m}", part)
         about = "defocus" if name == "defocus" else f"aberration {part}"
         about += " of each scan" if each else " common to all scans"
-        return Parameter(label, about, "Å", scale, (scans,) if each else (), spread, held)
+        start = np.asarray(lens.aberrations[part], float)
+        start = -start if name == "defocus" else start if each else start.mean()
+        shape = (scans,) if each else ()
+        return Parameter(
+            label, about, "Å", scale, shape, spread, held, None, start, name == "defocus"
+        )
 
     return [parameter(part) for part in _parts(name)]

@@ -6,6 +6,7 @@ matrix product over beams for a block of neighbouring positions at once. The pro
 incoherent states, whose intensities add.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -146,6 +147,45 @@ def unscattered(
     return Scattering(optics, specimen, scan, detector, dose)
 
 
+def settled(model: Scattering) -> Scattering:
+    """The model with the refined camera length as its nominal one: grids are then true."""
+    if model.stretch is None:
+        return model
+    scale, old = float(model.stretch), model.specimen
+    y, x = (d / scale for d in old.grid.sampling)
+    middle = _middle(old, float)[0]
+    top, left = (float(m + (o - m) / scale) for m, o in zip(middle, old.origin, strict=True))
+    grid = Grid(old.grid.shape, (y, x))
+    specimen = dataclasses.replace(old, grid=grid, origin=(top, left))
+    if isinstance(specimen, Beams):
+        specimen = dataclasses.replace(specimen, window=Grid(specimen.window.shape, (y, x)))
+    if not isinstance(specimen, Layers):
+        specimen = dataclasses.replace(specimen, cutoff=specimen.cutoff * scale)
+    detector = dataclasses.replace(model.detector, pixel=model.detector.pixel * scale)
+    return dataclasses.replace(model, specimen=specimen, detector=detector, plan=None, stretch=None)
+
+
+def trimmed(model: Scattering) -> Scattering:
+    """The model on the field of its windows alone, without the rim into which the probe goes on.
+
+    For what is seen of a specimen; to go on with a reconstruction keep the whole.
+    """
+    old = model.specimen
+    if isinstance(old, Beams | Layers) or model.halo is None:
+        return model
+    grid, origin = field(np.asarray(model.scan.positions, float), model.window)
+    pixels = np.subtract(origin, old.origin) / old.grid.sampling
+    shape = [min(a, b) for a, b in zip(grid.shape, old.grid.shape, strict=True)]
+    room = np.subtract(old.grid.shape, shape)
+    top, left = (int(p) for p in np.clip(np.rint(pixels), 0, room))
+    y, x = (o + p * d for o, p, d in zip(old.origin, (top, left), old.grid.sampling, strict=True))
+    waves = old.waves[:, top : top + shape[0], left : left + shape[1]]
+    grid = Grid((shape[0], shape[1]), old.grid.sampling)
+    specimen = dataclasses.replace(old, waves=waves, grid=grid, origin=(y, x))
+    camera = dataclasses.replace(model.detector, halo=False)
+    return dataclasses.replace(model, specimen=specimen, detector=camera, plan=None)
+
+
 def exit_waves(
     model: Scattering, index: Int[Array, " frames"]
 ) -> Complex[Array, "frames states y x"]:
@@ -162,8 +202,8 @@ def exit_waves(
     corner, rest = place(model.specimen, positions, model.window)
     if isinstance(model.specimen, Layers):
         return layer_waves(
-            model.optics, model.specimen, model.window, model.dose, series, corner, rest,
-            model.stretch, model.plan if isinstance(model.plan, Probes) else None,
+            model.optics, model.specimen, (model.window, model.halo), model.dose, series, corner,
+            rest, model.stretch, model.plan if isinstance(model.plan, Probes) else None,
         )  # fmt: skip
     if isinstance(model.specimen, Beams):
         return _beam_waves(model, model.specimen, series, corner, rest)
@@ -225,7 +265,8 @@ def _beamlets_at(model, specimen, scan, offset):
 def _probes(model: Scattering) -> Probes:
     specimen = model.specimen
     assert isinstance(specimen, Layers)  # only they have such probes
-    return probes_of(model.optics, specimen, model.window, model.dose, model.stretch)
+    windows = (model.window, model.halo)
+    return probes_of(model.optics, specimen, windows, model.dose, model.stretch)
 
 
 def _ladder(model: Scattering, per_pixel: int) -> Ladder:
