@@ -168,12 +168,14 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
             "energy_ev": seen.optics.energy,
             "semiangle_mrad": seen.optics.semiangle,
             "aberrations_A": {k: np.asarray(v) for k, v in seen.optics.aberrations.items()},
+            **_given(source_size_A=seen.optics.source, defocus_spread_A=seen.optics.spread),
         },
         "detector": {
             "shape": list(detector.shape),
             "pixel_mrad": detector.pixel,
             "integration": detector.integration,
             "offset_pixels": list(detector.offset),
+            **_given(blur_pixels=detector.blur, background=detector.background),
         },
         "scan": {
             "positions_A": np.asarray(model.scan.positions),
@@ -208,6 +210,11 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _given(**leaves: Float[Array, ""] | None) -> dict[str, float]:
+    """Those of the optional numbers that there are."""
+    return {name: float(leaf) for name, leaf in leaves.items() if leaf is not None}
 
 
 def versions() -> dict[str, str]:

@@ -200,6 +200,20 @@ class Beam(Record):
     energy_ev: Energy | None = _key(None, "beam energy, eV")
     semiangle_mrad: Semiangle | None = _key(None, "aperture semi-angle, mrad")
     aberrations: Aberrations = _key({}, "C12, phi12, ... C56: Å and rad, all scans")
+    source_size_A: Positive | None = _key(None, "rms size of the source; null: a point")
+    defocus_spread_A: Positive | None = _key(None, "rms; null: from the two below, or none")
+    cc_mm: Positive | None = _key(None, "chromatic aberration, with energy_spread_ev")
+    energy_spread_ev: Positive | None = _key(None, "full width at half maximum")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.cc_mm is None) != (self.energy_spread_ev is None):
+            missing = "cc_mm" if self.cc_mm is None else "energy_spread_ev"
+            raise _fail("cc_mm and energy_spread_ev say something only together", key=missing)
+        if self.cc_mm is not None and self.defocus_spread_A is not None:
+            raise _fail("is said twice: here, and by cc_mm and energy_spread_ev",
+                        key="defocus_spread_A")  # fmt: skip
+        return self
 
 
 class ScanEntry(Record):
@@ -222,6 +236,10 @@ class Geometry(Record):
     detector_pixel_mrad: Pixel | None = _key(None, "angle of a detector pixel, mrad")
     center: tuple[Number, Number] | None = _key(None, "[y, x] pixels; null: n//2")
     pixel_integration: Count = _key(2, "1: pixels sample the intensity, 2: integrate")
+    blur_pixels: Positive | None = _key(None, "rms point spread of the camera; null: none")
+    background: Annotated[Number, Field(ge=0)] | None = _key(
+        None, "electrons per pixel and frame beside the beam's; null: none"
+    )
 
 
 class Refinement(Record):
@@ -335,4 +353,29 @@ class Experiment(Record):
             first = seen.setdefault((scan.file, scan.dataset), i)
             if first != i:
                 raise _fail(f"the same data as scans[{first}]", key=f"scans[{i}].file")
+        self._require_refinable()
         return self
+
+    def _require_refinable(self) -> None:
+        beam, geometry = self.beam, self.geometry
+        started = {
+            "source_size": ("beam.source_size_A", beam.source_size_A),
+            "defocus_spread": ("beam.defocus_spread_A", beam.defocus_spread_A or beam.cc_mm),
+            "blur": ("geometry.blur_pixels", geometry.blur_pixels),
+            "background": ("geometry.background", geometry.background),
+        }
+        for name in self.refine:
+            key, value = started.get(name, ("", 0.0))
+            if value is None:
+                raise _fail(f"{name} needs a value to start from: add {key}", key="refine")
+            if name == "defocus" and len(self.scans) == 1:
+                raise _fail(
+                    "defocus of one scan is where the specimen lies in depth, which the data do "
+                    "not say; take it out",
+                    key="refine",
+                )
+            if name in ("tilt", "depths") and self.method.name == "smatrix":
+                raise _fail(
+                    f"{name} cannot be refined with an S-matrix, which absorbs it; take it out",
+                    key="refine",
+                )

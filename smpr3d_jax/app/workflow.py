@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ from ..inverse.sections import diagonal_gauge, Gauge
 from ..physics import sparse
 from ..physics.detector import Detector
 from ..physics.forward import prepare as plan, Scattering, unscattered
-from ..physics.optics import focal_series, Optics
+from ..physics.optics import chromatic_spread, focal_series, Optics
 from ..physics.smatrix import TiltModes
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
@@ -143,7 +144,12 @@ def optics(experiment: Experiment) -> Optics:
     beam = experiment.beam
     assert beam.energy_ev and beam.semiangle_mrad
     each = [scan.aberrations or beam.aberrations for scan in experiment.scans]
-    return focal_series(beam.energy_ev, beam.semiangle_mrad, _defoci(experiment), each)
+    spread = beam.defocus_spread_A
+    if beam.cc_mm is not None and beam.energy_spread_ev is not None:
+        spread = chromatic_spread(beam.cc_mm, beam.energy_ev, beam.energy_spread_ev)
+    return focal_series(
+        beam.energy_ev, beam.semiangle_mrad, _defoci(experiment), each, beam.source_size_A, spread
+    )
 
 
 def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
@@ -151,7 +157,11 @@ def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     geometry = experiment.geometry
     assert geometry.detector_pixel_mrad
     y, x = (c - round(c) for c in geometry.center or (0.0, 0.0))
-    return Detector(shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x))
+    leaf = lambda value: None if value is None else jnp.asarray(value, float)
+    return Detector(
+        shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x),
+        background=leaf(geometry.background), blur=leaf(geometry.blur_pixels),
+    )  # fmt: skip
 
 
 def starting_model(experiment: Experiment, dataset: Dataset) -> Scattering:
