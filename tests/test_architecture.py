@@ -19,7 +19,7 @@ ALLOWED = {
 }
 INSIDE = {
     "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
-    "beamlets layers detector sparse forward simulation",
+    "beamlets passage layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction sections design",
     "report": "store volumes figures refined page",
 }

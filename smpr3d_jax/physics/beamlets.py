@@ -100,14 +100,15 @@ def beamlets(
     rest_y: Float[Array, " ty"],
     rest_x: Float[Array, " tx"],
     stretch: Float[Array, ""] | None = None,
+    period: Grid | None = None,
 ) -> Complex[Array, "scans ty tx states modes y x"]:
     """beta_p(m) of each scan and state for probes `rest_y`, `rest_x` Å off the window's centre.
 
     The probe is referred to the specimen's plane: exp(-i chi) exp(-i pi lambda plane h²). The sums
     over h factor into one matrix product along y and one along x. `stretch` is that of
-    `Scattering`.
+    `Scattering`. The sum repeats itself after `OVERSAMPLING` of `period`, or of the window.
     """
-    fine, spectrum = _illumination(optics, specimen, window, dose, stretch)
+    fine, spectrum = _illumination(optics, specimen, period or window, dose, stretch)
     return _synthesised(fine, spectrum, window, rest_y, rest_x)
 
 

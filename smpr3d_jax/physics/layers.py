@@ -4,7 +4,9 @@ A few thin layers turn the phase of the wave by sigma V; between them it crosses
 probe of a frame is made at the first layer as it is in infinite space, and cropped to the window;
 from there on the window is periodic: what walks out on one side comes in on the other. So the
 window must hold the probe at every layer and at `plane`, where the exit wave is handed over:
-extent >= 2 alpha |depth - defocus| + 3 lambda/alpha, as for the S-matrix.
+extent >= 2 alpha |depth - defocus| + 3 lambda/alpha, as for the S-matrix. Where the camera has a
+wide window, the probe's tails go on in it as through one layer that holds the potential of all;
+the window then adds by how much the layers differ from that one.
 
 `correction` multiplies what the layers make of each tilt, S = multislice (1 + sum_p c_p(r) Q_p(h)),
 with the tilt polynomials of `smatrix`; it costs one multislice for each of its modes.
@@ -14,7 +16,6 @@ from layers shifted sideways by -tan(tilt) times their depths.
 """
 
 import math
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -22,17 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from .beamlets import beamlets, window_of
-from .fourier import convolve, EXACT, fft, ifft, phase_factor
+from .beamlets import beamlets
+from .fourier import convolve, EXACT, fft
 from .grid import Grid
 from .optics import Optics, wavelength
+from .passage import crops, fade, inset, padded, shift_ramps, shifted, through_layers
 from .propagation import fresnel, transmission
-from .smatrix import Beams, disc_quadrature, SMatrix, smooth, TiltModes, window_beams
+from .smatrix import Beams, disc_quadrature, SMatrix, TiltModes, window_beams
 from .zernike import mode_count, tilt_polynomials
-
-
-GUARD = 4
-"""Pixels beyond each side of the window in which the probe fades, so that it can be shifted."""
 
 
 class Layers(eqx.Module):
@@ -62,9 +60,14 @@ class Layers(eqx.Module):
 
 
 class Probes(eqx.Module):
-    """Each scan's beamlets at the first layer in store, on the padded window."""
+    """Fourier transforms of each scan's probe in windows with a margin: see `probes_of`.
+
+    `spectra` are those of the beamlets at the first layer, `around` (None without a wide window)
+    those of the probe at `Layers.plane` in the wide window.
+    """
 
     spectra: Complex[Array, "scans states modes ky kx"]
+    around: Complex[Array, "scans states wide_ky wide_kx"] | None
 
 
 def empty_layers(
@@ -97,7 +100,7 @@ def empty_layers(
 def layer_waves(
     optics: Optics,
     layers: Layers,
-    window: Grid,
+    windows: tuple[Grid, Grid | None],
     dose: Float[Array, " scans"],
     series: Int[Array, " frames"],
     corner: Int[Array, "frames 2"],
@@ -105,83 +108,83 @@ def layer_waves(
     stretch: Float[Array, ""] | None = None,
     stored: Probes | None = None,
 ) -> Complex[Array, "frames states y x"]:
-    """Exit waves at `layers.plane` of frames whose windows begin at `corner` (pixels).
+    """Exit waves at `layers.plane`, in the wide one of `windows` where there is one.
 
-    `rest` (Å) is where each probe stands beside its window's centre; `stretch` is that of
-    `Scattering`; without `stored` probes they are made anew.
+    **Arguments:** `corner` (pixels) is where the frames' windows begin, `rest` (Å) where the probes
+    stand beside their centres; `stretch` is that of `Scattering`; without `stored` probes they are
+    made anew.
     """
-    probes = stored or probes_of(optics, layers, window, dose, stretch)
-    spectra = probes.spectra
+    window, wide = windows
+    probes = stored or probes_of(optics, layers, windows, dose, stretch)
+    kind = probes.spectra.dtype
     # The lens does not know of the tilt: a tilted specimen turns about `plane`.
     slopes = jnp.tan(layers.tilt.astype(rest.dtype) * 1e-3) * (1.0 if stretch is None else stretch)
     walk = (layers.depths[0].astype(rest.dtype) - layers.plane) * slopes
-    along_y, along_x = shift_ramps(padded(window), rest + walk[None])
-    plates = transmission(layers.potential, optics.energy).astype(spectra.dtype)
-    steps = propagators(layers, window, optics.energy, stretch).astype(spectra.dtype)
-    waves = through_layers(spectra, plates, steps, along_y, along_x, series, corner)
+    ramps = shift_ramps(padded(window), rest + walk[None])
+    plates = transmission(layers.potential, optics.energy).astype(kind)
+    steps = propagators(layers, window, optics.energy, stretch).astype(kind)
+    if wide is not None:
+        steps = jnp.concatenate([steps, jnp.prod(steps, axis=0)[None]])
+    waves = through_layers(probes.spectra, plates, steps, *ramps, series, corner)
+    waves, free = (waves, None) if wide is None else (waves[:, :, :-1], waves[:, :, -1])
     if layers.correction is None:
-        return waves[:, :, 0]
-    return jnp.sum(waves * _factors(layers.correction, corner, window.shape)[:, None], axis=2)
+        waves = waves[:, :, 0]
+    else:
+        factor = jnp.asarray(crops(layers.correction, corner, window.shape)).at[:, 0].add(1)
+        waves = jnp.sum(waves * factor[:, None].astype(kind), axis=2)
+    if free is None or wide is None or probes.around is None:
+        return waves
+    plate = crops(_one_for_all(layers, optics.energy, window, wide)[None], corner, wide.shape)
+    tails = shifted(probes.around[series], shift_ramps(padded(wide), rest), wide.shape)
+    top, left = inset(window.shape, wide.shape)
+    inner = (..., slice(top, top + window.shape[0]), slice(left, left + window.shape[1]))
+    plate = plate.astype(kind)
+    return (tails * plate).at[inner].add(waves - free * plate[inner])
 
 
-def _factors(correction, corner, shape):
-    """delta_p0 + c_p in the window of each frame."""
-    return jnp.asarray(crops(correction, corner, shape)).at[:, 0].add(1)
+def _one_for_all(layers: Layers, energy: float, window: Grid, wide: Grid) -> Complex[Array, "Y X"]:
+    """The plate that acts as all layers at `plane` would, and nothing around the field.
 
-
-def padded(window: Grid) -> Grid:
-    """The window with a margin of `GUARD` pixels or more on each side."""
-    shape = [next(n for n in range(m + 2 * GUARD, 3 * m + 16) if n % 2 == m % 2 and smooth(n))
-             for m in window.shape]  # fmt: skip
-    return Grid((shape[0], shape[1]), window.sampling)
+    So far around it that the wide window of a frame begins where its window does in the field.
+    """
+    plate = transmission(jnp.sum(layers.potential, axis=0), energy)
+    if layers.correction is not None:
+        plate = plate * (1 + layers.correction[0])
+    low = inset(window.shape, wide.shape)
+    high = [m - n - a for m, n, a in zip(wide.shape, window.shape, low, strict=True)]
+    return jnp.pad(plate, list(zip(low, high, strict=True)), constant_values=1)
 
 
 def probes_of(
     optics: Optics,
     layers: Layers,
-    window: Grid,
+    windows: tuple[Grid, Grid | None],
     dose: Float[Array, " scans"],
     stretch: Float[Array, ""] | None = None,
 ) -> Probes:
-    """Each scan's beamlets at the first layer, Fourier transformed, in a window with a margin.
+    """Each scan's beamlets in the middle of `windows` (the second is the wide one, if any).
 
-    The beamlets stand in the middle, and fade in the margin: cropped sharply they could not be
-    shifted by Fourier phases without waves running off the edges (measured: 2 % of the amplitude at
-    half a pixel, against 0.1 %).
+    They fade in a margin: cropped sharply they could not be shifted by Fourier phases without waves
+    running off the edges (measured: 2 % of the amplitude at half a pixel, against 0.1 %).
     """
-    large = padded(window)
-    real = dose.dtype
-    # A lens whose C10 is larger by z makes at z = 0 the probe that this one makes at z.
-    defocus = layers.depths[0].astype(real)
-    nearer = {"C10": jnp.zeros_like(dose)} | optics.aberrations
-    nearer = nearer | {"C10": nearer["C10"] + defocus}
-    optics = eqx.tree_at(lambda o: o.aberrations, optics, nearer)
-    pattern = jnp.zeros((mode_count(layers.order), 1, 1), np.result_type(real, np.complex64))
-    modes = TiltModes(pattern, Grid((1, 1), window.sampling), layers.origin, 0.0, layers.cutoff)
-    centre = jnp.zeros(1, real)
-    waves = beamlets(optics, modes, large, dose, centre, centre, stretch)[:, 0, 0]
-    faded = waves * jnp.asarray(fade(large, window), waves.dtype)[None, None, None]
-    return Probes(fft(faded))
+    centre = jnp.zeros(1, dose.dtype)
 
+    def spectra(order, depth, window):
+        large = padded(window)
+        # A lens whose C10 is larger by z makes at z = 0 the probe that this one makes at z.
+        nearer = {"C10": jnp.zeros_like(dose)} | optics.aberrations
+        nearer = nearer | {"C10": nearer["C10"] + depth}
+        lens = eqx.tree_at(lambda o: o.aberrations, optics, nearer)
+        pattern = jnp.zeros((mode_count(order), 1, 1), np.result_type(dose.dtype, np.complex64))
+        modes = TiltModes(pattern, Grid((1, 1), window.sampling), layers.origin, 0.0, layers.cutoff)
+        # One period for all windows, that of the S-matrix, so that they agree on every electron.
+        waves = beamlets(lens, modes, large, dose, centre, centre, stretch, windows[0])[:, 0, 0]
+        return fft(waves * jnp.asarray(fade(large, window), waves.dtype)[None, None, None])
 
-def fade(large: Grid, window: Grid) -> Float[np.ndarray, "y x"]:
-    """1 in the window, falling as cos² to nothing at the borders of the padded window."""
-    profiles = []
-    for n, m in zip(large.shape, window.shape, strict=True):
-        beyond = np.abs(np.arange(n) - n // 2 + (1 - m % 2) / 2) - m / 2
-        profiles.append(np.cos(np.pi / 2 * np.clip(beyond / ((n - m) / 2), 0, 1)) ** 2)
-    return profiles[0][:, None] * profiles[1][None, :]
-
-
-def shift_ramps(
-    large: Grid, rest: Float[Array, "frames 2"]
-) -> tuple[Complex[Array, "frames ky"], Complex[Array, "frames kx"]]:
-    """exp(-2 pi i k.rest), a factor an axis."""
-    ky, kx = (
-        phase_factor(-2 * math.pi * rest[:, axis, None] * jnp.asarray(k.ravel(), rest.dtype)[None])
-        for axis, k in enumerate(large.frequencies())
-    )
-    return ky, kx
+    window, wide = windows
+    first = spectra(layers.order, layers.depths[0].astype(dose.dtype), window)
+    around = None if wide is None else spectra(0, layers.plane, wide)[:, :, 0]
+    return Probes(first, around)
 
 
 def propagators(
@@ -195,122 +198,6 @@ def propagators(
     tilt = jnp.arctan(jnp.tan(layers.tilt.astype(real) * 1e-3) / scale) * 1e3
     one = lambda gap: fresnel(window, energy, gap * scale**2, tilt)
     return jax.vmap(one)(ends[1:] - ends[:-1])
-
-
-@jax.custom_vjp
-def through_layers(
-    spectra: Complex[Array, "scans states modes large_ky large_kx"],
-    plates: Complex[Array, "layers fy fx"],
-    steps: Complex[Array, "layers ky kx"],
-    along_y: Complex[Array, "frames large_ky"],
-    along_x: Complex[Array, "frames large_kx"],
-    series: Int[Array, " frames"],
-    corner: Int[Array, "frames 2"],
-) -> Complex[Array, "frames states modes ky kx"]:
-    """Shift each frame's probe, crop it to the window, and carry it through plates and free space.
-
-    On a CPU frame follows frame, so that its waves stay in cache; the reverse pass computes them
-    again and adds into plates and spectra in place. Accelerators take all frames together.
-    """
-    return _through(spectra, plates, steps, along_y, along_x, series, corner)
-
-
-def _through(*operands):
-    return jax.lax.platform_dependent(*operands, cpu=one_by_one, default=all_together)
-
-
-def carry(spectrum, plates, steps, along_y, along_x):
-    """The exit waves of one frame, whose `plates` are cropped already."""
-    wave = ifft(spectrum * along_y[None, None, :, None] * along_x[None, None, None, :])
-    shape = plates.shape[1:]
-    y, x = (n // 2 - m // 2 for n, m in zip(wave.shape[-2:], shape, strict=True))
-
-    def cross(wave, layer):
-        plate, step = layer
-        return ifft(fft(wave * plate[None, None]) * step[None, None]), None
-
-    wave = wave[..., y : y + shape[0], x : x + shape[1]]
-    return jax.lax.scan(cross, wave, (plates, steps), unroll=4)[0]
-
-
-def one_by_one(spectra, plates, steps, along_y, along_x, series, corner):
-    """`through_layers` in a loop over frames."""
-
-    def frame(given):
-        along_y, along_x, scan, at = given
-        return carry(spectra[scan], window_of(plates, at, steps.shape[1:]), steps, along_y, along_x)
-
-    return jax.lax.map(frame, (along_y, along_x, series, corner))
-
-
-def all_together(spectra, plates, steps, along_y, along_x, series, corner):
-    """`through_layers` for all frames at once, derivable."""
-    windows = crops(plates, corner, steps.shape[1:])
-    one = lambda spectrum, window, y, x: carry(spectrum, window, steps, y, x)
-    return jax.vmap(one)(spectra[series], windows, along_y, along_x)
-
-
-def _through_reverse(saved, cotangent):
-    reverse = partial(jax.lax.platform_dependent, cotangent, *saved)
-    return *reverse(cpu=pull_one_by_one, default=pull_together), None, None
-
-
-def pull_together(cotangent, spectra, plates, steps, along_y, along_x, series, corner):
-    """Reverse pass of `all_together`."""
-    function = lambda a, b, c, d, e: all_together(a, b, c, d, e, series, corner)
-    return jax.vjp(function, spectra, plates, steps, along_y, along_x)[1](cotangent)
-
-
-def pull_one_by_one(cotangent, spectra, plates, steps, along_y, along_x, series, corner):
-    """Reverse pass of `one_by_one`."""
-    shape = steps.shape[1:]
-
-    def frame(totals, given):
-        to_spectra, to_plates, to_steps = totals
-        to, along_y, along_x, scan, at = given
-        window = window_of(plates, at, shape)
-        pull = jax.vjp(carry, spectra[scan], window, steps, along_y, along_x)[1]
-        to_spectrum, to_window, to_step, to_y, to_x = pull(to)
-        start = (jnp.zeros((), at.dtype), at[0], at[1])
-        patch = window_of(to_plates, at, shape) + to_window
-        to_plates = jax.lax.dynamic_update_slice(to_plates, patch, start)
-        to_spectra = to_spectra.at[scan].add(to_spectrum)
-        return (to_spectra, to_plates, to_steps + to_step), (to_y, to_x)
-
-    totals = tuple(jnp.zeros_like(a) for a in (spectra, plates, steps))
-    frames = (cotangent, along_y, along_x, series, corner)
-    totals, (to_y, to_x) = jax.lax.scan(frame, totals, frames)
-    return *totals, to_y, to_x
-
-
-through_layers.defvjp(lambda *operands: (_through(*operands), operands), _through_reverse)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def crops(
-    planes: Complex[Array, "planes fy fx"], corner: Int[Array, "frames 2"], shape: tuple[int, int]
-) -> Complex[Array, "frames planes y x"]:
-    """The windows of `shape` pixels that begin at `corner`.
-
-    The derived reverse pass would write the whole field once a frame; the rule adds in place.
-    """
-    return jax.vmap(lambda at: window_of(planes, at, shape))(corner)
-
-
-def _crops_reverse(shape, saved, cotangent):
-    corner, like = saved
-
-    def add(total, frame):
-        at, part = frame
-        start = (jnp.zeros((), at.dtype), at[0], at[1])
-        patch = window_of(total, at, shape) + part
-        return jax.lax.dynamic_update_slice(total, patch, start), None
-
-    return jax.lax.scan(add, jnp.zeros_like(like), (corner, cotangent))[0], None
-
-
-crops.defvjp(lambda planes, corner, shape: (crops(planes, corner, shape), (corner, planes)),
-             _crops_reverse)  # fmt: skip
 
 
 def to_smatrix(
