@@ -250,7 +250,6 @@ class Refinement(Record):
     rate: Annotated[Positive, Field(le=3)] = _key(0.1, "step, in rad at the aperture's edge")
     position_rate: Annotated[Positive, Field(le=3)] = _key(0.3, "the same, of each position")
     position_sigma_A: Positive | None = _key(None, "size of offsets, Å; null: half a scan step")
-    uncertainty: Flag = _key(False, "standard errors of what was refined; takes long")
 
 
 class Stop(Record):

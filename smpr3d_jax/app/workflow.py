@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,6 +38,9 @@ try:
     import resource
 except ModuleNotFoundError:  # Windows has none
     resource = None
+
+LOOK_AROUND = 0.5
+"""Part of the iterations after which positions that fit badly are looked for elsewhere."""
 
 GAUGE_RESIDUAL = 0.5
 """rad rms; where the diagonal of S leaves more, the fitted plane is an accident."""
@@ -266,13 +270,15 @@ def fit(
         paths.append(refinement.coordinates(step.state))
         callback(step)
 
-    result = reconstruct(
-        model, dataset, loss(experiment, dataset),
-        optimiser(experiment, model, noise, len(training), parameters),
-        steps=method.iterations, training=training, held_out=held_out, chunk=chunk,
+    go_on = partial(
+        reconstruct, data=dataset, loss=loss(experiment, dataset),
+        updates=optimiser(experiment, model, noise, len(training), parameters),
+        training=training, held_out=held_out, chunk=chunk,
         patience=method.stop.patience if method.stop else None, seed=method.seed,
         callback=follow,
     )  # fmt: skip
+    offsets = next((p for p in parameters if p.name == "positions"), None)
+    result = _looking_around(go_on, model, dataset, noise, offsets, method.iterations)
     gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
     if gauge.residual > GAUGE_RESIDUAL:
         note = f"no output plane fits the unscattered waves (residual {gauge.residual:.2f} rad)"
@@ -291,6 +297,21 @@ def fit(
     }
     metrics["seconds"] = time.monotonic() - begin
     return Outcome(prepared, dataset, result, held_out, gauge, metrics, refined)
+
+
+def _looking_around(go_on, model, dataset, noise, offsets, steps: int) -> Result:
+    """One run, or two with a look around for lost positions between them."""
+    first = round(LOOK_AROUND * steps)
+    if offsets is None or first == 0:
+        return go_on(model, steps=steps)
+    half = go_on(model, steps=first)
+    done = len(half.history["loss"])
+    if done < first:  # it has stopped for good
+        return half
+    model, state, _ = refinement.look_around(half.model, half.state, dataset, noise, offsets)
+    rest = go_on(model, steps=steps - first, state=state, done=done)
+    history = {name: values + rest.history[name] for name, values in half.history.items()}
+    return Result(rest.model, history, rest.state)
 
 
 def _chunk(experiment: Experiment) -> int:

@@ -20,10 +20,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ..data.counts import compare
+from ..data.dataset import batch, Dataset
 from ..physics.forward import Scattering
 from ..physics.fourier import EXACT
 from ..physics.layers import Layers
 from ..physics.optics import CARTESIAN
+from .losses import Noise
 from .updates import named_leaves
 
 
@@ -141,6 +144,82 @@ def coordinates(state: Any) -> dict[str, Float[np.ndarray, "..."]]:
     parts = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Joint))
     found = [part.coordinates for part in parts if isinstance(part, Joint)]
     return {name: np.asarray(c) for each in found for name, c in each.items()}
+
+
+def look_around(
+    model: Scattering,
+    state: Any,
+    data: Dataset,
+    noise: Noise,
+    positions: Parameter,
+    share: float = 0.15,
+    reach: float = 4.0,
+    chunk: int = 64,
+) -> tuple[Scattering, Any, int]:
+    """Try other places for the frames that fit worst, since a gradient does not leave its valley.
+
+    The `share` of frames of each scan with the largest misfit are compared with the model at 25
+    offsets up to `reach` standard deviations of the prior, which is counted too; those that fit
+    better elsewhere are put there. Returns model, state, and how many were moved.
+    """
+    sigma, offset = positions.sigma or positions.scale, coordinates(state)["positions"]
+    start = np.asarray(model.scan.positions) - offset + offset.mean(axis=0)[None]
+    misfit = _misfits(model, data, noise, np.arange(len(data)), chunk)
+    series = np.asarray(data.scan.series)
+    bad = [_largest(misfit, np.flatnonzero(series == s), share) for s in np.unique(series)]
+    frames = np.sort(np.concatenate(bad))
+    best = misfit[frames] + np.sum(offset[frames] ** 2, axis=1) / (2 * sigma**2)
+    found = offset[frames].copy()
+    for place in np.ndindex(5, 5):
+        there = (np.asarray(place) - 2) * reach * sigma / 2
+        moved = model.scan.positions.at[frames].set(
+            jnp.asarray(start[frames] - offset.mean(axis=0) + there, start.dtype)
+        )
+        tried = eqx.tree_at(lambda m: m.scan.positions, model, moved)
+        cost = _misfits(tried, data, noise, frames, chunk) + np.sum(there**2) / (2 * sigma**2)
+        found = np.where((cost < best)[:, None], there, found)
+        best = np.minimum(cost, best)
+    changed = frames[np.any(found != offset[frames], axis=1)]
+    offset = offset.copy()
+    offset[frames] = found
+    moved = jnp.asarray(start - offset.mean(axis=0) + offset, model.scan.positions.dtype)
+    model = eqx.tree_at(lambda m: m.scan.positions, model, moved)
+    return model, _placed(state, "positions", offset, changed), len(changed)
+
+
+def _largest(values, among, share: float):
+    """Those of `among` with the largest `values`."""
+    return among[np.argsort(-values[among])][: math.ceil(share * len(among))]
+
+
+def _misfits(model, data: Dataset, noise: Noise, frames, chunk: int):
+    """The loss of each frame; the last chunk is filled up with its first frame."""
+    filled = np.resize(np.concatenate([frames, np.full(-len(frames) % chunk, frames[0])]),
+                       (-(-len(frames) // chunk), chunk))  # fmt: skip
+    each = [_misfit(model, noise, batch(data, row)) for row in filled]
+    return np.concatenate([np.asarray(e, float) for e in each])[: len(frames)]
+
+
+@eqx.filter_jit
+def _misfit(model, noise, frames):
+    return compare(noise, model(frames.index), frames.counts)
+
+
+def _placed(state, name: str, coordinates, changed):
+    """The state with other coordinates, and without memory where they were changed."""
+
+    def forget(leaf):
+        same = eqx.is_array(leaf) and leaf.shape == coordinates.shape
+        return leaf.at[changed].set(0) if same else leaf
+
+    def placed(node):
+        if not isinstance(node, Joint):
+            return node
+        inner = node.inner | {name: jax.tree.map(forget, node.inner[name])}
+        at = jnp.asarray(coordinates, node.coordinates[name].dtype)
+        return Joint(inner, node.coordinates | {name: at})
+
+    return jax.tree.map(placed, state, is_leaf=lambda node: isinstance(node, Joint))
 
 
 def moving_leaves(parameters: Sequence[Parameter]) -> tuple[str, ...]:
