@@ -33,7 +33,7 @@ def gaussian_plane(
     """Nodes (y, x) and weights of the normal distribution in a plane: a centre and `rings`.
 
     Gauss-Radau in the squared radius, and on the n rings 2n + 4 equal angles, staggered from ring
-    to ring: 7, 17, 31, 49 nodes. One ring is exact to degree 5. Inversion leaves the rule as it
+    to ring: 7, 17, 31, 49 nodes, exact to degree 2n + 3. Inversion leaves the rule as it
     is, so that the sign of a width has no meaning.
     """
     k = np.arange(rings)

@@ -283,9 +283,9 @@ def focal_series(
     cutoff = semiangle * 1e-3 / wavelength(energy)
     _require_widths(source=source, spread=spread)
     if source_rings is None:
-        source_rings = enough_rings(source or 0.0, cutoff)
+        source_rings = enough_rings(float(source or 0), cutoff)
     if spread_nodes is None:
-        spread_nodes = enough_nodes(spread or 0.0, wavelength(energy), cutoff)
+        spread_nodes = enough_nodes(float(spread or 0), wavelength(energy), cutoff)
     _require_states(probes, source_rings=source_rings, spread_nodes=spread_nodes)
     leaf = lambda value: None if value is None else jnp.asarray(value, float)
     return Optics(
