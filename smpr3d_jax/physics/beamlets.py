@@ -171,7 +171,7 @@ def _illumination(optics: Optics, specimen: TiltModes, window: Grid, dose, stret
     samples = OVERSAMPLING**2 * window.shape[0] * window.shape[1]
     amplitude = amplitude / (jnp.linalg.norm(amplitude) * math.sqrt(samples))
     ky, kx = np.broadcast_arrays(ky, kx)
-    modes = tilt_polynomials(specimen.order, np.stack([ky, kx], -1), optics.cutoff)
+    modes = tilt_polynomials(specimen.order, np.stack([ky, kx], -1), specimen.cutoff)
     ky, kx = (jnp.asarray(k, dtype) * scale for k in (ky, kx))
     travel = math.pi * optics.wavelength * specimen.plane * (ky**2 + kx**2)
     wave = pupil(optics, ky, kx, amplitude) * phase_factor(-travel)[None, None]

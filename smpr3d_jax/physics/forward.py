@@ -159,8 +159,8 @@ def settled(model: Scattering) -> Scattering:
     specimen = dataclasses.replace(old, grid=grid, origin=(top, left))
     if isinstance(specimen, Beams):
         specimen = dataclasses.replace(specimen, window=Grid(specimen.window.shape, (y, x)))
-    if not isinstance(specimen, Layers):
-        specimen = dataclasses.replace(specimen, cutoff=specimen.cutoff * scale)
+    # Polynomials of the tilt are those of the nominal angle.
+    specimen = dataclasses.replace(specimen, cutoff=specimen.cutoff * scale)
     detector = dataclasses.replace(model.detector, pixel=model.detector.pixel * scale)
     return dataclasses.replace(model, specimen=specimen, detector=detector, plan=None, stretch=None)
 
