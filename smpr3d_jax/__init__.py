@@ -35,7 +35,14 @@ from .data.dataset import (
     subset as subset,
 )
 from .data.readers import open_source as open_source, read_series as read_series, Source as Source
-from .inverse import design as design, losses as losses, priors as priors, updates as updates
+from .inverse import (
+    design as design,
+    losses as losses,
+    penalties as penalties,
+    priors as priors,
+    refinement as refinement,
+    updates as updates,
+)
 from .inverse.reconstruction import (
     make_evaluation as make_evaluation,
     make_step as make_step,
@@ -50,6 +57,7 @@ from .inverse.sections import (
     section_blocks as section_blocks,
     virtual_images as virtual_images,
 )
+from .physics.coherence import orthogonal_probes as orthogonal_probes
 from .physics.detector import annulus as annulus, Detector as Detector
 from .physics.forward import (
     exit_waves as exit_waves,
@@ -63,6 +71,7 @@ from .physics.optics import (
     aberration_shift as aberration_shift,
     aperture as aperture,
     cartesian as cartesian,
+    chromatic_spread as chromatic_spread,
     focal_series as focal_series,
     interaction_parameter as interaction_parameter,
     Optics as Optics,
