@@ -164,6 +164,7 @@ def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     leaf = lambda value: None if value is None else jnp.asarray(value, float)
     return Detector(
         shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x),
+        halo=bool(experiment.refine),
         background=leaf(geometry.background), blur=leaf(geometry.blur_pixels),
     )  # fmt: skip
 
@@ -238,18 +239,20 @@ def optimiser(
     if not parameters:
         return specimen
     beat = updates.Beat(how.first, how.every)
-    moves = max(1, sum(beat.due(n) for n in range(1, method.iterations + 1)))
+    beats = {"optics": updates.Beat(how.first, how.every * how.optics_every)}
+    count = lambda beat: max(1, sum(beat.due(n) for n in range(1, method.iterations + 1)))
 
     def adam(parameter: refinement.Parameter) -> optax.GradientTransformation:
-        own = len(parameter.shape) == 2 and parameter.shape[0] == len(model.scan.series)
-        rate = how.position_rate if own else how.rate
+        lens = any(leaf.startswith("optics.") for leaf in parameter.leaves())
+        moves = count(beats["optics"] if lens else beat)
+        rate = how.position_rate if parameter.of_frames else how.rate
         # Gradients change as the specimen forms, so that old ones should not be long remembered.
         return optax.adam(optax.cosine_decay_schedule(rate, moves, 0.05), b2=0.95)
 
     leaves = refinement.moving_leaves(parameters)
     joint = refinement.joint(parameters, adam, frames)
     return updates.per_leaf(
-        {**specimen.optimisers, leaves: joint}, {leaves: beat}, refinement.OF_FRAMES
+        {**specimen.optimisers, leaves: joint}, {leaves: beat, **beats}, refinement.OF_FRAMES
     )
 
 

@@ -100,7 +100,8 @@ def joint(
 ) -> optax.GradientTransformationExtraArgs:
     """Moves the coordinates of all parameters, each by its own `optimiser`, in units of its scale.
 
-    For leaves of the model together (see `moving_leaves`). The state keeps the coordinates, in the
+    For leaves of the model together (see `moving_leaves`); in a step in which some of them rest,
+    so do the parameters that need them. The state keeps the coordinates, in the
     parameters' units, from the start. Priors are weighed for a loss that is a mean over `frames`.
     """
     inner = {p.name: optax.with_extra_args_support(optimiser(p)) for p in parameters}
@@ -115,6 +116,9 @@ def joint(
         kept, coordinates = {}, {}
         for p in parameters:
             at = state.coordinates[p.name]
+            if not set(p.leaves(at.dtype)) <= set(slopes):  # a leaf of it rests
+                kept[p.name], coordinates[p.name] = state.inner[p.name], at
+                continue
             own = {leaf: slopes[leaf].astype(at.dtype) for leaf in p.leaves(at.dtype)}
             (slope,) = jax.linear_transpose(p.spread, at)(own)
             if p.sigma is not None:

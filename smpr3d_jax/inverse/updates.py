@@ -27,6 +27,7 @@ class Updates(NamedTuple):
     moving: tuple[Name, ...]
     beats: dict[Name, "Beat"]
     own: tuple[str, ...] = ()
+    resting: tuple[str, ...] = ()
 
     def init(self, model: PyTree) -> dict[Name, Any]:
         """The state of every optimiser before the first step."""
@@ -40,7 +41,15 @@ class Updates(NamedTuple):
         **Raises:** ValueError for a name that matches no leaf of floating point numbers.
         """
         names = tuple(self.optimisers)
-        return jax.tree.map(lambda at: at >= 0 and names[at] in self.moving, _labels(names, model))
+        groups = jax.tree.leaves(_labels(names, model))
+        rests = lambda path: any(f"{path}.".startswith(f"{name}.") for name in self.resting)
+        return jax.tree.unflatten(
+            jax.tree.structure(model),
+            [
+                at >= 0 and names[at] in self.moving and not rests(path)
+                for path, at in zip(named_leaves(model), groups, strict=True)
+            ],
+        )
 
     def free_of_frames(self, moving: PyTree) -> PyTree:
         """True for each leaf among those `moving` that has an entry for each frame."""
@@ -54,8 +63,10 @@ class Updates(NamedTuple):
 
     def at(self, step: int) -> "Updates":
         """The updates of one step, numbered from 1: only what moves in it."""
-        due = lambda name: name not in self.beats or self.beats[name].due(step)
-        return self._replace(moving=tuple(n for n in self.optimisers if due(n)))
+        late = [name for name, beat in self.beats.items() if not beat.due(step)]
+        moving = tuple(name for name in self.optimisers if name not in late)
+        resting = tuple(name for name in late if name not in self.optimisers)
+        return self._replace(moving=moving, resting=resting)
 
     def update(
         self, gradient: PyTree, state: dict[Name, Any], free: PyTree, value, value_fn: Callable
@@ -96,8 +107,9 @@ def per_leaf(
 
     Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`); where two
     match a leaf the longer one has it. A tuple of names shares one optimiser. What is not named
-    stands still. `beats` says which names
-    move only in some of the steps; gradients that are not needed are not computed. `own` names
+    stands still. `beats` says which names,
+    or which leaves that share an optimiser with others (`optics`), move only in some of the steps;
+    gradients that are not needed are not computed. `own` names
     the leaves of which each frame has its own entry, such as `scan.positions`: those of held-out
     frames follow these frames, which move nothing else.
     """

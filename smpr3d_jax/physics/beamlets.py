@@ -357,23 +357,28 @@ def _ladder_reverse(strides, spacing, saved, cotangent):
 def _slope(strides, spacing, cotangent, waves, values, corner, entry):
     """Re sum_m cotangent(m) sum_p sigma_p(corner + m) d beta_p(m)/d rest, along y and x."""
     modes, shape = waves.shape[0], values.shape[2:]
+    whole = modes // MODES_AT_ONCE * MODES_AT_ONCE
 
     def frame(where):
         corner, row, to = where
         zero = jnp.zeros((), corner.dtype)
 
         def term(p):
-            wave = jax.lax.dynamic_slice(waves, (p, corner[0], corner[1]), (1, *shape))[0]
+            wave = jax.lax.dynamic_slice(waves, (p, corner[0], corner[1]), (1, *shape))[0] * to
             at = lambda r: jax.lax.dynamic_slice(values, (r, p, zero, zero), (1, 1, *shape))[0, 0]
-            return [wave * (at(row + s) - at(row - s)) for s in strides]
+            ends = [(at(row + s), at(row - s)) for s in strides]
+            return [wave.real * (a.real - b.real) - wave.imag * (a.imag - b.imag) for a, b in ends]
 
-        def add(totals, p):
-            return [a + b for a, b in zip(totals, term(p), strict=True)], None
+        def add(totals, first):
+            for p in range(MODES_AT_ONCE):
+                totals = [a + b for a, b in zip(totals, term(first + p), strict=True)]
+            return totals, None
 
-        start = [jnp.zeros(shape, waves.dtype)] * 2
-        totals, _ = jax.lax.scan(add, start, jnp.arange(modes, dtype=corner.dtype))
-        sums = [jnp.sum(jnp.real(to * t)) / (2 * d) for t, d in zip(totals, spacing, strict=True)]
-        return jnp.stack(sums)
+        firsts = jnp.arange(0, whole, MODES_AT_ONCE, dtype=corner.dtype)
+        totals, _ = jax.lax.scan(add, [jnp.zeros(shape, waves.real.dtype)] * 2, firsts)
+        for p in range(whole, modes):
+            totals = [a + b for a, b in zip(totals, term(zero + p), strict=True)]
+        return jnp.stack([jnp.sum(t) / (2 * d) for t, d in zip(totals, spacing, strict=True)])
 
     return jax.lax.map(frame, (corner, entry, cotangent))
 
