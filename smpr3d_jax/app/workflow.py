@@ -239,7 +239,8 @@ def optimiser(
     if not parameters:
         return specimen
     beat = updates.Beat(how.first, how.every)
-    beats = {"optics": updates.Beat(how.first, how.every * how.optics_every)}
+    last = math.ceil(how.optics_until * method.iterations)
+    beats = {"optics": updates.Beat(how.first, how.every, last)}
     count = lambda beat: max(1, sum(beat.due(n) for n in range(1, method.iterations + 1)))
 
     def adam(parameter: refinement.Parameter) -> optax.GradientTransformation:

@@ -88,14 +88,16 @@ class Updates(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """Moves in every `every`-th step from `first` on."""
+    """Moves in every `every`-th step from `first` on, until `last` (None: the end)."""
 
     first: int
     every: int
+    last: int | None = None
 
     def due(self, step: int) -> bool:
         """Whether in this step."""
-        return step >= self.first and (step - self.first) % self.every == 0
+        ended = self.last is not None and step > self.last
+        return step >= self.first and (step - self.first) % self.every == 0 and not ended
 
 
 def per_leaf(

@@ -49,7 +49,9 @@ class Blocks(eqx.Module):
 
 
 class Scattering(eqx.Module):
-    """Optics, an S-matrix, a scan and a camera: `model(index)` gives the expected frames.
+    """Optics, a specimen, a scan and a camera: `model(index)` gives the expected frames.
+
+    `specimen` is an `SMatrix` or `Layers`; a `plan` is one of `prepare`'s.
 
     `dose` is the mean number of electrons per frame of each scan, `exposure` the share of it that
     each frame had (None: all of it). `stretch` is the true over the nominal angle of a detector
@@ -58,11 +60,11 @@ class Scattering(eqx.Module):
     """
 
     optics: Optics
-    specimen: SMatrix | Layers
+    specimen: Any
     scan: Scan
     detector: Detector
     dose: Float[Array, " scans"]
-    plan: Beamlets | Ladder | Blocks | Probes | None = None
+    plan: Any = None
     exposure: Float[Array, " frames"] | None = None
     stretch: Float[Array, ""] | None = None
 
