@@ -11,13 +11,14 @@ import pytest
 from jaxtyping import Array, Complex, Float, Int
 
 from smpr3d_jax.data.counts import Frames
-from smpr3d_jax.data.dataset import Batch
-from smpr3d_jax.inverse.reconstruction import make_step, start
-from smpr3d_jax.inverse.updates import largest_eigenvalue, nesterov, per_leaf
+from smpr3d_jax.data.dataset import Batch, Dataset
+from smpr3d_jax.inverse.losses import objective, penalised, poisson
+from smpr3d_jax.inverse.reconstruction import make_step, reconstruct, start
+from smpr3d_jax.inverse.updates import Beat, largest_eigenvalue, named_leaves, nesterov, per_leaf
 from smpr3d_jax.physics.detector import Detector
-from smpr3d_jax.physics.forward import exit_waves, Scattering
+from smpr3d_jax.physics.forward import exit_waves, prepare, Scattering, unscattered
 from smpr3d_jax.physics.optics import focal_series
-from smpr3d_jax.physics.scan import raster, series_of
+from smpr3d_jax.physics.scan import raster, Scan, series_of
 from smpr3d_jax.physics.smatrix import field, unscattered_beams, unscattered_modes
 
 from .helpers import random_complex
@@ -240,3 +241,165 @@ def test_largest_eigenvalue_bounds_power_iteration(representation, step, tight):
         waves, size = normal(waves)
     bound = largest_eigenvalue(model, (step, step))
     assert tight * bound < float(size) < 1.05 * bound
+
+
+# --- beats, what frames have of their own, tables ------------------------------------------------
+
+
+@jax.custom_vjp
+def forbidden(x):
+    """The identity, whose derivative is not a number."""
+    return x
+
+
+forbidden.defvjp(lambda x: (x, None), lambda _, to: (jnp.full_like(to, jnp.nan),))
+
+
+def guarded(model, batch):
+    """`bowl`, in which only the waves may be differentiated."""
+    numbers = {name: forbidden(v) for name, v in model.lens.aberrations.items()}
+    return bowl(eqx.tree_at(lambda m: m.lens.aberrations, model, numbers), batch)
+
+
+def test_what_is_not_due_rests_and_costs_no_gradient():
+    """Every second step from the second; derived, what is not due would make NaN."""
+    name = ("lens.aberrations.C10", "lens.aberrations.C12a")
+    updates = per_leaf({"waves": optax.sgd(0.01), name: optax.adam(0.1)}, {name: Beat(2, 2)})
+    assert [updates.at(n).moving == updates.moving for n in range(1, 7)] == [False, True] * 3
+    model = toy()
+    state = start(model, updates)
+    rested = make_step(guarded, updates.at(1))
+    first, kept, _ = rested(model, state, BATCH)
+    assert np.all(np.isfinite(np.asarray(first.waves)))
+    assert not np.array_equal(first.waves, model.waves)
+    for leaf, old in zip(
+        jax.tree.leaves((first.lens, kept[" ".join(name)])),
+        jax.tree.leaves((model.lens, state[" ".join(name)])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, old)
+    second, after, _ = make_step(guarded, updates.at(2))(first, kept, BATCH)
+    assert np.all(np.isnan(np.asarray(second.lens.aberrations["C10"])))
+    assert int(jax.tree.leaves(after[" ".join(name)])[0]) == 1
+
+
+def test_a_tuple_of_names_shares_one_optimiser():
+    """A common clip by the norm of both is less than one for each."""
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    names = ("lens.aberrations.C10", "lens.aberrations.C12a")
+    together, state, _ = run(per_leaf({names: clipped}), toy(), 1)
+    assert list(state) == [" ".join(names)]
+    away = lambda m: np.concatenate([m.lens.aberrations[k] for k in ("C10", "C12a")])
+    assert np.linalg.norm(away(together) - away(toy())) == pytest.approx(1, rel=1e-5)
+    apart, _, _ = run(per_leaf(dict.fromkeys(names, clipped)), toy(), 1)
+    assert np.linalg.norm(away(apart) - away(toy())) == pytest.approx(np.sqrt(2), rel=1e-5)
+
+
+def test_a_penalty_is_weighed_once_a_step_however_many_chunks():
+    """Its value and gradient are added to those of the mean over the frames."""
+    calls = []
+
+    def penalty(model):
+        jax.debug.callback(lambda: calls.append(1))
+        return 0.5 * jnp.sum(model.lens.aberrations["C10"] ** 2)
+
+    updates = per_leaf({"lens.aberrations": optax.sgd(0.1)})
+    frames = Batch(Frames(jnp.zeros((6, 1, 1), jnp.uint8)), jnp.arange(6, dtype=jnp.int32))
+    state = start(toy(), updates)
+    step = make_step(penalised(bowl, penalty), updates, 2)
+    with_it, _, value = step(toy(), state, frames)
+    jax.effects_barrier()
+    assert len(calls) == 1
+    without, _, bare = make_step(bowl, updates, 2)(toy(), state, frames)
+    assert float(value - bare) == pytest.approx(5.0, rel=1e-5)
+    more = with_it.lens.aberrations["C10"] - without.lens.aberrations["C10"]
+    np.testing.assert_allclose(more, -0.1 * np.asarray([3.0, -1.0]), rtol=1e-5)
+    np.testing.assert_array_equal(
+        with_it.lens.aberrations["C12a"], without.lens.aberrations["C12a"]
+    )
+
+
+class Gains(eqx.Module):
+    """Every frame has its gain, and all frames share a level."""
+
+    gain: Float[Array, " frames"]
+    level: Float[Array, ""]
+
+    def __call__(self, index):
+        mean = self.gain[index] * self.level
+        return jnp.broadcast_to(mean[:, None, None], (index.shape[0], 3, 2))
+
+
+def misfit(model, batch):
+    return jnp.mean((model(batch.index) - batch.counts.dense(model.level.dtype)) ** 2)
+
+
+DESCENT = per_leaf({"gain": optax.sgd(0.05), "level": optax.sgd(0.005)})
+
+
+def gains(own, held_out=(1, 4), steps=60, counts=(4, 8, 4, 2, 6)):
+    """A reconstruction of gains and level from frames of constant counts."""
+    cube = np.broadcast_to(np.asarray(counts, np.uint8)[:, None, None], (len(counts), 3, 2))
+    scan = Scan(jnp.zeros((len(counts), 2)), jnp.zeros(len(counts), jnp.int32))
+    data = Dataset(Frames(jnp.asarray(cube)), scan, ((1, len(counts)),))
+    model = Gains(jnp.ones(len(counts)), jnp.asarray(3.0))
+    updates, held_out = DESCENT._replace(own=own), np.asarray(held_out, int)
+    return reconstruct(model, data, misfit, updates, steps=steps, held_out=held_out)
+
+
+def test_own_leaves_of_held_out_frames_follow_them_and_nothing_else_does():
+    followed, left = gains(("gain",)), gains(())
+    np.testing.assert_array_equal(left.model.gain[np.asarray([1, 4])], 1.0)
+    frames = np.asarray(followed.model.gain) * float(followed.model.level)
+    np.testing.assert_allclose(frames, [4, 8, 4, 2, 6], atol=1e-3)
+    # Neither what is common nor what belongs to training frames knows of them.
+    assert float(followed.model.level) == float(left.model.level)
+    training = np.asarray([0, 2, 3])
+    np.testing.assert_array_equal(followed.model.gain[training], left.model.gain[training])
+    assert followed.history["loss"] == left.history["loss"]
+    other = gains(("gain",), counts=(4, 200, 4, 2, 9), steps=3)
+    same = gains(("gain",), steps=3)
+    assert float(other.model.level) == float(same.model.level)
+    np.testing.assert_array_equal(other.model.gain[training], same.model.gain[training])
+    assert not np.array_equal(other.model.gain, same.model.gain)
+
+
+def test_held_out_frames_are_followed_as_fast_as_they_would_be_fitted():
+    """A frame's own gradient does not depend on whether it is among those that are fitted."""
+    once = gains(("gain",), held_out=(1,), steps=1).model.gain
+    # The mean over four frames instead of five.
+    other = gains(("gain",), held_out=(), steps=1).model.gain
+    np.testing.assert_allclose(once - 1, (other - 1) * 5 / 4, rtol=1e-5)
+
+
+def test_a_table_hands_gradients_on_to_what_it_is_made_of(x64):
+    """In chunks through the table, and without a plan on the same rungs: one gradient."""
+    optics = focal_series(80e3, 25.0, [-20.0, 30.0], {"C12": 10.0, "phi12": 0.3})
+    detector = Detector((16, 20), 6.0, 1)
+    window = detector.window(optics.wavelength)
+    scan = series_of([raster((2, 4), tuple(2 * np.asarray(window.sampling)))] * 2)
+    model = unscattered(optics, detector, scan, jnp.asarray([100.0, 200.0]), 5.0, 1)
+    waves = model.specimen.waves + 0.2 * random_complex(1, model.specimen.waves.shape)
+    # An even ladder has no rung at the centre of a pixel: a twelfth beside it there is one.
+    beside = scan.positions + jnp.asarray(window.sampling)[None] / 12
+    model = eqx.tree_at(lambda m: (m.specimen.waves, m.scan.positions), model, (waves, beside))
+    planned = prepare(model, moving=("optics", "dose"))
+    index = jnp.arange(16, dtype=jnp.int32)
+    noise = jnp.asarray(np.random.default_rng(2).uniform(0.5, 1.5, (16, 16, 20)))
+    data = Batch(Frames(noise * planned(index)), index)
+    rates = {"optics.aberrations.C10": 3.0, "optics.aberrations.C12b": 5.0, "dose": 1.0}
+    updates = per_leaf({name: optax.sgd(rate) for name, rate in rates.items()})
+    loss, after = objective(poisson()), []
+    for one, chunk in ((model, 16), (planned, 1)):
+        moved, _, value = make_step(loss, updates, chunk)(one, start(one, updates), data)
+        after.append((moved, float(value)))
+    (exact, value), (found, same) = after
+    assert same == pytest.approx(value, rel=1e-9)
+    for name in rates:
+        a, b, c = (named_leaves(m)[name] for m in (exact, found, model))
+        assert np.all(np.abs(a - c) > 1e-5)
+        np.testing.assert_allclose(b - c, a - c, rtol=1e-6)
+    # What is stored is what the moved leaves make.
+    fresh = prepare(eqx.tree_at(lambda m: m.plan, found, None), moving=("optics",))
+    np.testing.assert_allclose(found.plan.table.values, fresh.plan.table.values, atol=1e-12)
+    assert float(jnp.max(jnp.abs(found.plan.table.values - planned.plan.table.values))) > 1e-4
