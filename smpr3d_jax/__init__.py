@@ -24,6 +24,7 @@ from .data.counts import (
     events_from_frames as events_from_frames,
     Frames as Frames,
     InputError as InputError,
+    thin as thin,
     to_corner as to_corner,
 )
 from .data.dataset import (
@@ -57,6 +58,12 @@ from .inverse.sections import (
     section_blocks as section_blocks,
     virtual_images as virtual_images,
 )
+from .inverse.structure import fit_structure as fit_structure
+from .inverse.uncertainty import (
+    bootstrap as bootstrap,
+    laplace as laplace,
+    position_errors as position_errors,
+)
 from .physics.coherence import orthogonal_probes as orthogonal_probes
 from .physics.detector import annulus as annulus, Detector as Detector
 from .physics.forward import (
@@ -66,6 +73,7 @@ from .physics.forward import (
     unscattered as unscattered,
 )
 from .physics.grid import Grid as Grid
+from .physics.layers import Layers as Layers
 from .physics.optics import (
     aberration_phase as aberration_phase,
     aberration_shift as aberration_shift,

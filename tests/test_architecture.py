@@ -20,7 +20,8 @@ ALLOWED = {
 INSIDE = {
     "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
     "beamlets passage layers detector sparse forward simulation",
-    "inverse": "losses priors penalties updates batches reconstruction sections design",
+    "inverse": "losses priors penalties updates batches reconstruction refinement sections "
+    "structure fisher uncertainty design",
     "report": "store volumes figures refined page",
 }
 """In a wing a file imports only files named before it."""

@@ -1,6 +1,7 @@
 """Ladders and halos: positions and probes that move, and the probe beyond its window."""
 
 from functools import cache, partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -35,7 +36,7 @@ def lens(**coherence):
 
 
 def camera(halo=True, integration=2, **spoilt):
-    leaves = {name: jnp.asarray(value, float) for name, value in spoilt.items()}
+    leaves: dict[str, Any] = {k: jnp.asarray(v, float) for k, v in spoilt.items()}
     return Detector(SHAPE, PIXEL, integration, halo=halo, **leaves)
 
 
@@ -160,6 +161,7 @@ def test_handwritten_rule_of_the_ladder_equals_the_derived_one(x64, modes):
     entry = jnp.asarray([12, 24, 13], jnp.int32)
     rest, strides, spacing = jnp.zeros((3, 2)), (10, 2), (0.3, 0.2)
     function = lambda w, v, r: apply_ladder(w, v, corner, entry, r, strides, spacing)
+    image: Any
     image, pull = jax.vjp(function, waves, values, rest)
     expected, derived = jax.vjp(lambda w, v: frames_together(w, v, corner, entry), waves, values)
     np.testing.assert_allclose(image, expected, atol=1e-12)

@@ -1,5 +1,7 @@
 """Layers as the specimen of the forward model: against multislice and S-matrix; gradients."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,10 @@ TILT = (6.0, -4.0)
 DOSE = (1e3, 2e3, 1.5e3)
 
 
-def world(shape=(24, 32), pixel=3.2, cell=2, strength=60.0, tilt=TILT, order=None, **detector):
+def world(shape=(24, 32), pixel=3.2, cell=2, strength=60.0, tilt=TILT, order=None, **detector: Any):
     """Three scans of a strong specimen of three layers; everything is square in nothing."""
-    camera = Detector(shape, pixel, **({"integration": 1} | detector))
+    settings: dict[str, Any] = {"integration": 1} | detector
+    camera = Detector(shape, pixel, **settings)
     optics = focal_series(ENERGY, SEMIANGLE, DEFOCI, ABERRATIONS)
     window = camera.window(optics.wavelength)
     big = (cell * shape[0], cell * shape[1])
@@ -84,7 +87,8 @@ def test_a_wave_is_carried_as_by_multislice(x64, stretch):
     model, slices = world(cell=1)
     scale = 1.0 if stretch is None else stretch
     # The same physics in nominal lengths, which are `stretch` times the true ones.
-    true = Grid(slices.grid.shape, tuple(d / scale for d in slices.grid.sampling))
+    y, x = (d / scale for d in slices.grid.sampling)
+    true = Grid(slices.grid.shape, (y, x))
     layers, wave = model.specimen, random_complex(1, (2, 3, *true.shape))
     steps = propagators(layers, slices.grid, ENERGY, stretch and jnp.asarray(stretch))
     ones = (jnp.ones(n, complex) for n in true.shape)
@@ -227,7 +231,8 @@ def test_handwritten_rules_equal_the_derived_ones(x64):
     operands = (to, spectra, plates, steps, along_y, along_x, series, corner)
     for a, b in zip(pull_one_by_one(*operands), pull_together(*operands), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    windows, pull = jax.vjp(lambda planes: crops(planes, corner, (6, 8)), plates)
+    cut: Any = crops
+    windows, pull = jax.vjp(lambda planes: cut(planes, corner, (6, 8)), plates)
     for (y, x), window in zip(np.asarray(corner), windows, strict=True):
         np.testing.assert_array_equal(window, plates[:, y : y + 6, x : x + 8])
     other = random_complex(7, windows.shape)

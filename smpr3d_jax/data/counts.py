@@ -228,6 +228,42 @@ def events_from_frames(frames: Frames) -> Events:
     return _padded(owner, pixel, n, len(frames), frames.frame_shape)
 
 
+def thin(
+    counts: Counts, fraction: float, seed: int | np.random.SeedSequence
+) -> tuple[Counts, Counts]:
+    """Two independent recordings out of one: each electron goes to the first with `fraction`.
+
+    If the counts are Poisson distributed with mean I, so are both parts, with means fraction I and
+    (1 - fraction) I, independently of each other; their sum is the counts. Storage and integer
+    type stay, and so does the padding of events: parts drawn from other seeds have the same shape.
+
+    **Raises:** InputError for a `fraction` outside 0 to 1, or counts that are not whole numbers.
+    """
+    if not 0 <= fraction <= 1:
+        raise InputError(f"`thin`: `fraction` must lie between 0 and 1, got {fraction}.")
+    stored = np.asarray(counts.values if isinstance(counts, Frames) else counts.multiplicity)
+    whole = np.issubdtype(stored.dtype, np.integer) or np.array_equal(stored, np.floor(stored))
+    if not whole or stored.min(initial=0) < 0:
+        raise InputError(
+            f"`thin` divides whole electrons between two parts; these {stored.dtype} counts are "
+            f"not whole or are negative (smallest {stored.min()}). Count the electrons first."
+        )
+    rng, kept = np.random.default_rng(seed), np.empty_like(stored)
+    # Frame by frame, because numpy counts in eight bytes.
+    for frame, number in enumerate(stored):
+        kept[frame] = rng.binomial(number.astype(np.int64), fraction)
+    first, second = (_recounted(counts, part) for part in (kept, stored - kept))
+    return first, second
+
+
+def _recounted(counts: Counts, number: Num[np.ndarray, "frames ..."]) -> Counts:
+    """The same pixels with other numbers of electrons."""
+    if isinstance(counts, Frames):
+        return Frames(jnp.asarray(number))
+    pixels = np.where(number > 0, np.asarray(counts.pixels), 0)
+    return Events(jnp.asarray(pixels), jnp.asarray(number), counts.shape)
+
+
 def _span(size: int, center: int, window: int | None) -> slice:
     """The `window` pixels (default: as many as there are) with `center` at their index n//2."""
     if window is None:

@@ -138,7 +138,7 @@ def layer_waves(
     tails = shifted(probes.around[series], shift_ramps(padded(wide), rest), wide.shape)
     top, left = inset(window.shape, wide.shape)
     inner = (..., slice(top, top + window.shape[0]), slice(left, left + window.shape[1]))
-    plate = plate.astype(kind)
+    plate = jnp.asarray(plate, kind)
     return (tails * plate).at[inner].add(waves - free * plate[inner])
 
 
