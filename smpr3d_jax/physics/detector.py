@@ -100,7 +100,7 @@ def intensity(
     return _box(_box(fine, -4, -2), -3, -1)
 
 
-def _folded(wave: Complex[Array, "*batch y x"], f: int) -> Complex[Array, "*batch f f y x"]:
+def _folded(wave: Complex[Array, "*batch Y X"], f: int) -> Complex[Array, "*batch f f y x"]:
     """Waves of the f times smaller window, one for each comb of samples of the transform."""
     for axis in (-1, -2):
         n = wave.shape[axis] // f
