@@ -59,7 +59,8 @@ class Parameter(NamedTuple):
         """The parameter where its coordinates are `coordinates`."""
         if self.about_mean:
             coordinates = coordinates - np.mean(coordinates, axis=0)
-        return self.start + np.asarray(coordinates, float)
+        # A sum of arrays without axes would be a number.
+        return np.asarray(self.start + coordinates, float)
 
     @property
     def of_frames(self) -> bool:
