@@ -133,6 +133,90 @@ def test_an_interrupted_command_says_so_by_its_status(monkeypatch, experiment_fi
     assert not (tmp_path / "out").exists()
 
 
+# --- refinement -----------------------------------------------------------------------------------
+
+
+REFINE = {
+    "refine": ["positions", "defocus", "C12", "camera_length"],
+    "refinement.first": 2, "refinement.every": 1, "refinement.optics_until": 1.0,
+    "method.iterations": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def refined(experiment_file, tmp_path_factory):
+    """What a run that refines the microscope answers, and its folder."""
+    folder = tmp_path_factory.mktemp("refined")
+    tree = tiny.content(experiment_file) | {"refinement": {}}
+    file = tiny.write(folder, tiny.changed(tree, REFINE))
+    return smpr3d("run", file, "-o", folder / "out", "--json"), folder / "out"
+
+
+def test_what_is_refined_is_in_metrics_result_and_report(refined):
+    answer, folder = refined
+    assert answer.exit_code == 0, answer.output
+    metrics = json.loads(answer.stdout)
+    found = metrics["refined"]
+    assert set(found) == {"defocus", "C12a", "C12b", "camera_length"}
+    assert len(found["defocus"]) == 3 and np.mean(found["defocus"]) == pytest.approx(20, abs=1e-4)
+    assert metrics["noise_deviance"] > 0 and metrics["noise_deviance_held_out"] > 0
+    tree = store.load(folder / "result.h5")
+    parts = tree["refined"]
+    assert set(parts) == {"positions", *found}
+    assert parts["positions"]["value"].shape == (54, 2)
+    assert parts["positions"]["path"].shape == (1, 54, 2)
+    assert parts["defocus"]["path"].shape == (4, 3) and parts["C12a"]["path"].shape == (4,)
+    assert parts["defocus"]["unit"] == "Å" and "mean" in parts["defocus"]["held"]
+    # Nothing moves in the first iteration; the last is what was kept.
+    np.testing.assert_allclose(parts["defocus"]["path"][0], [-80, 20, 120], atol=1e-4)
+    np.testing.assert_allclose(parts["defocus"]["path"][-1], found["defocus"], atol=1e-4)
+    assert np.abs(parts["defocus"]["path"][-1] - [-80, 20, 120]).max() > 0.1
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "camera_length" in page and "C12a" in page and "noise allows" in page
+
+
+def test_the_result_holds_the_microscope_that_was_found(refined, finished):
+    tree, before = (store.load(folder / "result.h5") for folder in (refined[1], finished[1]))
+    found = tree["refined"]
+    c10, c12a = (tree["optics"]["aberrations_A"][name] for name in ("C10", "C12a"))
+    np.testing.assert_allclose(-c10, found["defocus"]["value"], atol=1e-4)
+    np.testing.assert_allclose(c12a, np.full(3, found["C12a"]["value"]), atol=1e-5)
+    moved = tree["scan"]["positions_A"] - before["scan"]["positions_A"]
+    np.testing.assert_allclose(moved, found["positions"]["value"], atol=1e-5)
+    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=1e-5)
+    # Held-out frames are followed too.
+    assert np.abs(moved[tree["scan"]["held_out"]]).max() > 1e-3
+    # Pixels of the sections are those of the camera length that was found.
+    ratio = 1 + found["camera_length"]["value"]
+    sizes = [store.attributes(f / "result.h5", "sections/phase")["pixel_size_A"]
+             for f in (finished[1], refined[1])]  # fmt: skip
+    assert sizes[0] / sizes[1] == pytest.approx(ratio, rel=1e-5)
+    assert abs(ratio - 1) > 1e-6
+
+
+def test_without_refine_nothing_is(finished):
+    metrics, tree = json.loads(finished[0].stdout), store.load(finished[1] / "result.h5")
+    assert metrics["refined"] == {} and not tree.get("refined")
+    page = (finished[1] / "report.html").read_text(encoding="utf-8")
+    assert "noise allows" in page and "C12a" not in page
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["position"], "refine.*'position' cannot be refined.*did you mean 'positions'"),
+        (["positions", "C12", "positions"], "refine.*names 'positions' twice"),
+        (["tilt"], "tilt cannot be refined with an S-matrix"),
+    ],
+)
+def test_what_cannot_be_refined_is_refused(experiment_file, tmp_path, names, message):
+    tree = tiny.changed(tiny.content(experiment_file), {"refine": names})
+    answer = smpr3d("run", tiny.write(tmp_path, tree), "-o", tmp_path / "out", "--quiet")
+    assert answer.exit_code == 2, answer.output
+    assert re.search(message, answer.stderr.replace("\n", " "))
+    assert not (tmp_path / "out").exists()
+
+
 # --- section -------------------------------------------------------------------------------------
 
 
