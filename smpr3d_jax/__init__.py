@@ -58,7 +58,6 @@ from .inverse.sections import (
     section_blocks as section_blocks,
     virtual_images as virtual_images,
 )
-from .inverse.structure import fit_structure as fit_structure
 from .inverse.uncertainty import (
     bootstrap as bootstrap,
     laplace as laplace,

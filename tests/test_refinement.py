@@ -418,7 +418,7 @@ def test_what_is_wrong_with_the_microscope_is_found(planned, place, along, misfi
         model, state, value = step(model, state, data)
         values.append(float(value))
     after = np.asarray(model.scan.positions - true.scan.positions)
-    assert np.sqrt(np.mean(before**2)) > 0.2 and np.sqrt(np.mean(after**2)) < place
+    assert np.sqrt(np.mean(before**2)) > 0.1 and np.sqrt(np.mean(after**2)) < place
     for name, values_of in true.optics.aberrations.items():
         np.testing.assert_allclose(model.optics.aberrations[name], values_of, atol=along)
     assert np.asarray(model.stretch) == pytest.approx(1.01, abs=4e-4)

@@ -113,7 +113,9 @@ def joint(
         return Joint({name: inner[name].init(c) for name, c in start.items()}, start)
 
     def update(updates, state, params=None, **_):
-        slopes, total = named_leaves(updates), jax.tree.map(jnp.zeros_like, named_leaves(updates))
+        slopes = named_leaves(updates)
+        # Not by `tree.map`, which would sort the names.
+        total = {leaf: jnp.zeros_like(slope) for leaf, slope in slopes.items()}
         kept, coordinates = {}, {}
         for p in parameters:
             at = state.coordinates[p.name]
