@@ -361,7 +361,7 @@ def test_gradients_agree_with_finite_differences(x64, representation):
 
 
 def test_a_source_on_the_ladder_is_that_of_its_own_beamlets(x64):
-    """It needs no rungs more, differs by the rounding of positions, and so do its derivatives."""
+    """It needs no rungs more, and differs by the rounding of positions."""
     coherence = {"source": 0.3, "spread": 30.0}
     exact = model("modes", coherence, Detector(CAMERA.shape, 2.0, 1))
     ladder = prepare(exact)
@@ -375,14 +375,6 @@ def test_a_source_on_the_ladder_is_that_of_its_own_beamlets(x64):
     wanted = exact(index)
     error = lambda found: float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
     assert error(ladder(index)) < 0.5 * error(coherent(index))
-
-    def slope(model):
-        loss = lambda s: jnp.sum(
-            (eqx.tree_at(lambda m: m.optics.source, model, s)(index) - coherent(index)) ** 2
-        )
-        return float(jax.grad(loss)(model.optics.source))
-
-    assert slope(ladder) == pytest.approx(slope(exact), rel=0.15)
 
 
 def test_a_field_too_small_for_its_source_is_refused():

@@ -147,7 +147,7 @@ def test_without_potential_the_probe_comes_out_as_it_went_in(x64):
     dose = model.dose[model.scan.series[INDEX]]
     np.testing.assert_allclose(jnp.sum(frames_of(model, INDEX), (1, 2)), dose, rtol=0.02)
     # In the wide window no wave ends where the small one does.
-    wide = lambda m: eqx.tree_at(lambda m: m.detector, m, Detector((40, 48), 2.0, 2))
+    wide = lambda m: eqx.tree_at(lambda m: m.detector, m, Detector((40, 48), 2.0, 2, halo=True))
     assert distance(waves_of(wide(model), INDEX), waves_of(wide(free), INDEX)) < 2e-3
 
 

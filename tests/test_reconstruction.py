@@ -233,7 +233,8 @@ def test_a_small_problem_is_solved(experiment):
     )  # fmt: skip
     history = result.history
     assert set(history) == {
-        "loss", "deviance", "r_factor", "deviance_held_out", "r_factor_held_out",
+        "loss", "deviance", "noise", "r_factor",
+        "deviance_held_out", "noise_held_out", "r_factor_held_out",
     }  # fmt: skip
     assert frames == len(training) + len(held_out)
     assert history["loss"][-1] < 0.02 * history["loss"][0]
