@@ -19,7 +19,7 @@ ALLOWED = {
 }
 INSIDE = {
     "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
-    "beamlets passage layers detector sparse forward simulation",
+    "windows beamlets passage layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction refinement sections "
     "structure fisher uncertainty design",
     "report": "store volumes figures refined page",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smpr3d_jax.physics.beamlets import apply_beamlets, Beamlets, frames_together
+from smpr3d_jax.physics.beamlets import Beamlets
 from smpr3d_jax.physics.detector import Detector, intensity
 from smpr3d_jax.physics.forward import Blocks, exit_waves, prepare, Scattering
 from smpr3d_jax.physics.fourier import fft, ifft, phase_factor
@@ -214,24 +214,6 @@ def test_planned_modes_agree_with_exact_ones(x64):
     irregular, _ = world("modes")
     a, b = exit_waves(irregular, INDEX), exit_waves(prepare(irregular), INDEX)
     assert 1e-6 < float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) < 0.1
-
-
-@pytest.mark.parametrize("modes", [1, 6, 10])
-def test_handwritten_rule_of_the_kernel_equals_the_derived_one(x64, modes):
-    waves, values = random_complex(10, (modes, 20, 22)), random_complex(11, (4, modes, 6, 8))
-    corner = jnp.asarray([[0, 0], [14, 14], [3, 9]], jnp.int32)
-    entry = jnp.asarray([1, 1, 3], jnp.int32)
-
-    image, pull = jax.vjp(lambda w, v: apply_beamlets(w, v, corner, entry), waves, values)
-    expected, derived = jax.vjp(lambda w, v: frames_together(w, v, corner, entry), waves, values)
-    np.testing.assert_allclose(image, expected, atol=1e-12)
-    alone = [
-        waves[:, y : y + 6, x : x + 8] * values[e] for (y, x), e in zip(corner, entry, strict=True)
-    ]
-    np.testing.assert_allclose(image, jnp.sum(jnp.stack(alone), axis=1), atol=1e-12)
-    seed = random_complex(12, image.shape)
-    for a, b in zip(pull(seed), derived(seed), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def test_neighbours_together_equal_each_alone(x64):

@@ -4,6 +4,8 @@ A wave is a sum of exp(+2 pi i k.r), so `fft` (analysis) has the minus sign. Bot
 unitary; the zero frequency is in the corner.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
@@ -34,3 +36,13 @@ def convolve(
 def phase_factor(phase: Float[Array, "*shape"]) -> Complex[Array, "*shape"]:
     """exp(i phase)."""
     return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+
+
+def product(
+    left: Complex[Array, "*batch a b"], right: Complex[Array, "*#batch b c"]
+) -> Complex[Array, "*batch a c"]:
+    """left @ right by three real products instead of four (Gauss), faster than XLA's own."""
+    a, b, c, d = left.real, left.imag, right.real, right.imag
+    multiply = partial(jnp.matmul, precision=EXACT)
+    common = multiply(a + b, c)
+    return jax.lax.complex(common - multiply(b, c + d), common + multiply(a, d - c))

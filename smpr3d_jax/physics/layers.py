@@ -27,9 +27,10 @@ from .beamlets import beamlets
 from .fourier import convolve, EXACT, fft
 from .grid import Grid
 from .optics import Optics, wavelength
-from .passage import crops, fade, inset, padded, shift_ramps, shifted, through_layers
+from .passage import crops, fade, padded, shift_ramps, shifted, through_layers
 from .propagation import fresnel, transmission
 from .smatrix import Beams, disc_quadrature, SMatrix, TiltModes, window_beams
+from .windows import inset
 from .zernike import mode_count, tilt_polynomials
 
 

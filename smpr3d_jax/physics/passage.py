@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from .beamlets import window_of
 from .fourier import fft, ifft, phase_factor
 from .grid import Grid
 from .smatrix import smooth
+from .windows import inset, window_of
 
 
 GUARD = 4
@@ -28,12 +28,6 @@ def padded(window: Grid) -> Grid:
     shape = [next(n for n in range(m + 2 * GUARD, 3 * m + 16) if n % 2 == m % 2 and smooth(n))
              for m in window.shape]  # fmt: skip
     return Grid((shape[0], shape[1]), window.sampling)
-
-
-def inset(inner: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, int]:
-    """Where the inner of two windows of one centre begins in the outer."""
-    y, x = (m // 2 - n // 2 for n, m in zip(inner, outer, strict=True))
-    return y, x
 
 
 def fade(large: Grid, window: Grid) -> Float[np.ndarray, "y x"]:
