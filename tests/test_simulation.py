@@ -146,6 +146,14 @@ def test_counts_take_the_smallest_type(mean, kind):
     assert counts.mean() == pytest.approx(mean, rel=0.5)
 
 
+def test_an_aperture_that_the_band_limit_would_cut_is_refused():
+    cell, nyquist = specimen(), 0.5 / max(GRID.sampling)
+    lens = focal_series(ENERGY, 0.8 * nyquist * wavelength(ENERGY) * 1e3, DEFOCUS)
+    with pytest.raises(ValueError, match="that a band limit of 0.667 keeps"):
+        simulate_series(cell, lens, scan(), (8, 8), 2)
+    simulate_series(cell, lens, scan(), (8, 8), 2, band_limit=None)
+
+
 @pytest.mark.parametrize(
     "semiangle, shape, factor, message",
     [

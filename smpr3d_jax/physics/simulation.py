@@ -43,10 +43,10 @@ def simulate_series(
     of `multislice`, `soft` that of `aperture`; `chunk` frames are computed at once. Counts have the
     smallest of uint8, uint16, uint32 that holds them.
 
-    **Raises:** ValueError for a detector or aperture that the sampling of the cell cannot hold, and
-    for a `key` without a `dose`.
+    **Raises:** ValueError for a detector that the sampling of the cell cannot hold, an aperture
+    beyond the frequencies that `band_limit` keeps, and a `key` without a `dose`.
     """
-    _check(slices.grid, optics, detector_shape, bin)
+    _check(slices.grid, optics, detector_shape, bin, band_limit or 1.0)
     if key is not None and dose is None:
         raise ValueError("`simulate_series(key=...)` counts electrons: give the `dose` as well.")
     scans = jax.tree.leaves(optics.aberrations)[0].shape[0]
@@ -69,12 +69,13 @@ def count_electrons(
     return counts.astype(kind)
 
 
-def _check(grid: Grid, optics: Optics, detector_shape, bin: int) -> None:
-    nyquist = 0.5 / max(grid.sampling)
-    if optics.cutoff > nyquist:
+def _check(grid: Grid, optics: Optics, detector_shape, bin: int, fraction: float) -> None:
+    kept = fraction * 0.5 / max(grid.sampling)
+    if optics.cutoff > kept:
         raise ValueError(
             f"An aperture of {optics.semiangle} mrad reaches {optics.cutoff:.3g} 1/Å, beyond the "
-            f"{nyquist:.3g} 1/Å of pixels of {max(grid.sampling):.3g} Å; sample the slices finer."
+            f"{kept:.3g} 1/Å that a band limit of {fraction:.3g} keeps of pixels of "
+            f"{max(grid.sampling):.3g} Å; sample the slices finer."
         )
     for axis, wanted, pixels in zip("yx", detector_shape, grid.shape, strict=True):
         if pixels % bin or wanted > pixels // bin:
