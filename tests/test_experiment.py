@@ -147,6 +147,10 @@ def test_the_file_of_the_design(folder):
          "with mode 'confocal'; it belongs to annular"),
         ("start: -40", "mode: annular, inner_mrad: 30, outer_mrad: 20",
          "sections.outer_mrad = 20: must be larger than inner_mrad = 30"),
+        ("step: 5}", "step: 5}\nstructure: {depths: [60, 0]}",
+         "exp.yaml:9: structure.depths = [60, 0]: must increase: [0.0, 60.0]?"),
+        ("step: 5}", "step: 5}\nstructure: {depths: []}", "must name at least one depth"),
+        ("step: 5}", "step: 5}\nstructure: {steps: 4}", "structure.depths: missing: [0, 90, ...]"),
         ("{start: -40, stop: 180, step: 5}", "", "exp.yaml:8: sections = null: must hold keys with "
          "values: start, stop, step, mode"),
     ],

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 import smpr3d_jax as sj
 from smpr3d_jax.app import outputs, workflow
@@ -220,6 +221,49 @@ def test_each_scan_may_have_its_own_aberrations(experiment_file, series, tmp_pat
         np.testing.assert_allclose(made.aberrations[name], values, rtol=1e-6)
     right, wrong = (fit(experiment_file, c).metrics["loss_history"] for c in (told, common))
     assert fall(wrong) < 0.8 * fall(right)
+
+
+# --- layers of potential -------------------------------------------------------------------------
+
+
+def test_a_run_may_end_with_a_potential(experiment_file, series, tmp_path):
+    """Layers at their depths, on the pixels of the sections, each like the atoms that lie there."""
+    wanted = {"structure": {"depths": [5, 35], "steps": 3}, "method.iterations": 8}
+    outcome = fit(experiment_file, wanted)
+    outputs.save(outcome, tmp_path)
+    tree = store.load(tmp_path / "result.h5")
+    found, about = tree["structure"], store.attributes(tmp_path / "result.h5", "sections/phase")
+    np.testing.assert_array_equal(found["z"], [5, 35])
+    assert found["units"] == "V Å"
+    assert found["potential"].shape == (2, *tree["sections"]["phase"].shape[1:])
+    for name in ("pixel_size_A", "origin_A"):
+        np.testing.assert_allclose(found[name], about[name], rtol=1e-6)
+    loss = found["history"]["loss"]
+    assert loss[2] < loss[1] < loss[0]
+    assert outcome.metrics["structure"]["deviance_held_out"] > 0
+    place = (found["origin_A"], found["pixel_size_A"], found["potential"].shape[1:])
+    near, truth = true_layers(series, *place)
+    for layer in (0, 1):
+        assert tiny.correlation(found["potential"][layer][near], truth[layer][near]) > 0.6
+        assert tiny.correlation(found["potential"][layer][near], truth[1 - layer][near]) < 0.3
+
+
+def true_layers(series, origin, step, shape):
+    """The specimen's two layers on pixels relative to the first position, and which are seen."""
+    slices, first = series.slices, series.positions[0, 0]
+    axes = [a + b * np.arange(n) + c for a, b, n, c in zip(origin, step, shape, first, strict=True)]
+    y, x = np.meshgrid(*axes, indexing="ij")
+    fine, upper = np.asarray(slices.potential), np.asarray(slices.depths) < 20
+    at = [y / slices.grid.sampling[0], x / slices.grid.sampling[1]]
+    # As sharp as the aperture of 30 mrad shows it.
+    blurred = (gaussian_filter(fine[own].sum(axis=0), 1.5) for own in (upper, ~upper))
+    truth = np.stack([map_coordinates(layer, at, order=1) for layer in blurred])
+    (top, left), (bottom, right) = series.positions[0].min(0) - 2, series.positions[0].max(0) + 2
+    return (y > top) & (y < bottom) & (x > left) & (x < right), truth
+
+
+def test_without_structure_there_is_no_potential(finished):
+    assert "structure" not in store.load(finished[1] / "result.h5")
 
 
 # --- representations, precision, number of scans -------------------------------------------------

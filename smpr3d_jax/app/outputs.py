@@ -1,7 +1,8 @@
 """What a run leaves in its folder, and how a specimen is taken from there again.
 
-`result.h5` holds the sections and everything needed to make others; `metrics.json` the figures of
-merit; `sections.tif` the volume for ImageJ; `report.html` one page for people.
+`result.h5` holds the sections and everything needed to make others, and the potential of layers
+where the experiment asks for it; `metrics.json` the figures of merit; `sections.tif` the volume
+for ImageJ; `report.html` one page for people.
 """
 
 import hashlib
@@ -198,6 +199,7 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
             }
             for r in outcome.refined
         },
+        **structure(outcome, seen),
         "history": {name: np.asarray(v) for name, v in outcome.result.history.items()},
         "provenance": {
             "config": to_yaml(experiment),
@@ -209,6 +211,25 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
                 {"file": str(s.path), "sha256": _digest(s.path)} for s in outcome.prepared.sources
             ],
         },
+    }
+
+
+def structure(outcome: Outcome, seen: View) -> dict[str, Any]:
+    """The potential of the layers, where there are any, on the pixels of the sections."""
+    if outcome.structure is None:
+        return {}
+    layers, own = settled(outcome.structure.model).specimen, seen.specimen
+    pixels = np.subtract(own.origin, layers.origin) / own.grid.sampling
+    (top, left), (y, x) = np.rint(pixels).astype(int).tolist(), own.grid.shape
+    return {
+        "structure": {
+            "potential": np.asarray(layers.potential[:, top : top + y, left : left + x]),
+            "z": np.asarray(layers.depths, float),
+            "pixel_size_A": list(own.grid.sampling),
+            "origin_A": np.subtract(own.origin, seen.first).tolist(),
+            "units": "V Å",
+            "history": {name: np.asarray(v) for name, v in outcome.structure.history.items()},
+        }
     }
 
 

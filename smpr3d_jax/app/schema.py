@@ -103,6 +103,14 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _layered(depths: tuple[float, ...]) -> tuple[float, ...]:
+    if not depths:
+        raise _fail("must name at least one depth, such as [0, 90]")
+    if any(b <= a for a, b in zip(depths, depths[1:], strict=False)):
+        raise _fail(f"must increase: {sorted(set(depths))}?")
+    return depths
+
+
 def _located(path: Path, info: Any) -> Path:
     """The path as seen from the folder of the experiment file, which must hold it."""
     folder = (info.context or {}).get("folder")
@@ -175,6 +183,7 @@ Step = Annotated[
     WithJsonSchema({"type": ["number", "array"], "items": {"type": "number"}}),
 ]
 DepthRange = Annotated[tuple[Length, Length], AfterValidator(_rising)]
+LayerDepths = Annotated[tuple[Length, ...], AfterValidator(_layered)]
 Rotation = Annotated[Number, _believable(0, 360, "degrees")]
 Aberrations = Annotated[
     dict[Annotated[str, AfterValidator(_known_aberration)], Number], AfterValidator(_aberrations)
@@ -328,6 +337,13 @@ class Sections(Record):
         return self
 
 
+class Structure(Record):
+    """Layers of potential, fitted to the same frames after the S-matrix."""
+
+    depths: LayerDepths = Field(description="[0, 90, ...] Å: where the layers lie")
+    steps: Count = _key(4, "of the fit; noise comes in with more")
+
+
 class Experiment(Record):
     """A whole experiment file."""
 
@@ -343,6 +359,7 @@ class Experiment(Record):
     )
     refinement: Refinement = _key(Refinement(), "how, and from when")
     sections: Sections = _key(Sections(), "depths of the volume")
+    structure: Structure | None = _key(None, "{depths: [0, 90], steps: 4}: also a potential")
     accept_implausible: Flag = _key(False, "let values pass that look like slips")
 
     _source: str = PrivateAttr("experiment")
@@ -356,6 +373,11 @@ class Experiment(Record):
             if first != i:
                 raise _fail(f"the same data as scans[{first}]", key=f"scans[{i}].file")
         self._require_refinable()
+        if self.structure is not None and self.method.depth_range is not None:
+            (low, high), depths = self.method.depth_range, self.structure.depths
+            if depths[0] < low or depths[-1] > high:
+                raise _fail(f"must lie inside method.depth_range = [{low:g}, {high:g}]",
+                            key="structure.depths")  # fmt: skip
         return self
 
     def _require_refinable(self) -> None:

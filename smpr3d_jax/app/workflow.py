@@ -25,6 +25,7 @@ from ..inverse import design, losses, priors, refinement, updates
 from ..inverse.batches import chunks, ordered
 from ..inverse.reconstruction import make_evaluation, reconstruct, Result, Step
 from ..inverse.sections import diagonal_gauge, Gauge
+from ..inverse.structure import fit_structure
 from ..physics import sparse
 from ..physics.detector import Detector
 from ..physics.forward import prepare as plan, Scattering, unscattered
@@ -66,7 +67,10 @@ class Refined:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run found: the model, how it got there, and the figures that judge it."""
+    """What a run found: the model, how it got there, and the figures that judge it.
+
+    `structure` is the fit of layers to the same frames, where the experiment asks for one.
+    """
 
     prepared: Prepared
     dataset: Dataset
@@ -75,6 +79,7 @@ class Outcome:
     gauge: Gauge
     metrics: dict[str, Any]
     refined: tuple[Refined, ...] = ()
+    structure: Result | None = None
 
 
 def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
@@ -299,8 +304,15 @@ def fit(
     metrics["refined"] = {
         r.parameter.name: r.found.tolist() for r in refined if not r.parameter.of_frames
     }
+    layers = None
+    if (wanted := experiment.structure) is not None:
+        layers = fit_structure(
+            result.model, dataset, wanted.depths, steps=wanted.steps, gauge=gauge, noise=noise,
+            training=training, held_out=held_out, chunk=chunk,
+        )  # fmt: skip
+        metrics["structure"] = {name: values[-1] for name, values in layers.history.items()}
     metrics["seconds"] = time.monotonic() - begin
-    return Outcome(prepared, dataset, result, held_out, gauge, metrics, refined)
+    return Outcome(prepared, dataset, result, held_out, gauge, metrics, refined, layers)
 
 
 def _looking_around(go_on, model, dataset, noise, offsets, steps: int) -> Result:
