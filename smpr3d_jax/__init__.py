@@ -58,6 +58,10 @@ from .inverse.sections import (
     section_blocks as section_blocks,
     virtual_images as virtual_images,
 )
+from .inverse.structure import (
+    fit_structure as fit_structure,
+    layers_from_sections as layers_from_sections,
+)
 from .inverse.uncertainty import (
     bootstrap as bootstrap,
     laplace as laplace,
