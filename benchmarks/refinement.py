@@ -3,11 +3,12 @@
     python benchmarks/refinement.py [--data FOLDER] [--only NAME ...] [--iterations N] [--json FILE]
 
 Every case is a whole reconstruction by the defaults of an experiment file that is told less than
-the truth. Cases on `nanotubes_misaligned` (an independent simulation, positions 0.3 Å rms wrong,
-C12 30 Å, C21 300 Å, relative defoci up to 18 Å wrong) need the folder of shared data with its
-scorer `evaluate.py`; the others are simulated here. Records have the keys `case`, `positions_A`
-(rms error along an axis, common shift removed; `fitted` and `held_out` frames), `defocus_A`
-(largest error of a relative defocus), `C12_A`, `C21_A` (size of the vector of errors),
+the truth, or of few electrons. Cases on `nanotubes_misaligned` (an independent simulation,
+positions 0.3 Å rms wrong, C12 30 Å, C21 300 Å, relative defoci up to 18 Å wrong) and on
+`nanotubes_series` need the folder of shared data with its scorer `evaluate.py`; the others are
+simulated here. Records have the keys `case`, `positions_A` (rms error along an axis, common shift
+removed; `fitted` and `held_out` frames), `defocus_A` (largest error of a relative defocus),
+`C12_A`, `C21_A` (size of the vector of errors),
 `rotation_deg`, `camera_length` (errors), `own`, `width_A`, `deviance_held_out`,
 `noise_deviance_held_out`, `seconds`, `iterations`; what a case does not have is null or missing.
 """
@@ -26,9 +27,10 @@ import h5py
 import numpy as np
 
 import smpr3d_jax as sj
+from smpr3d_jax.data.counts import events_from_frames
 
 
-MISALIGNED = "nanotubes_misaligned"
+MISALIGNED, ALIGNED = "nanotubes_misaligned", "nanotubes_series"
 TOLD = (-150.0, 0.0, 100.0, 250.0)
 TRUE = (-150.0, 14.0, 88.0, 268.0)
 # The truth counts angles from the first array axis; ours are from x towards y.
@@ -54,6 +56,7 @@ class Case(NamedTuple):
     score: Callable[[sj.workflow.Outcome], dict[str, float]] | None
     thin: float = 1.0
     told: bool = False
+    events: bool = False
 
 
 def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=(), **method) -> Case:
@@ -74,11 +77,34 @@ def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=(), **method)
     with h5py.File(folder / "truth.h5") as file:
         positions = np.asarray(file["positions_A"]).reshape(-1, 2)
     truth = Truth(positions, TRUE, LENS)
-    return Case(experiment, truth, lambda outcome: tubes(outcome, data, folder))
+    how = {"scan_shape": (32, 32), "scan_step": 0.4}
+    return Case(experiment, truth, lambda outcome: tubes(outcome, data, folder, how))
 
 
-def tubes(outcome: sj.workflow.Outcome, data: pathlib.Path, folder: pathlib.Path) -> dict:
-    """The scorer's figures of the worse of the two tubes."""
+def few_electrons(data: pathlib.Path, events: bool = False, **method) -> Case:
+    """The series of a perfect microscope, thinned to 1,000 electrons a frame."""
+    folder = data / ALIGNED
+    experiment = sj.experiment.from_mapping(
+        {
+            "beam": {"energy_ev": 80e3, "semiangle_mrad": 25.0},
+            "scans": [
+                {"file": str(folder / f"scan_{i}.h5"), "defocus": d} for i, d in enumerate(TOLD)
+            ],
+            "geometry": {"scan_step": 0.4, "detector_pixel_mrad": 1.7399},
+            "method": method,
+            "sections": {"start": -40.0, "stop": 180.0, "step": 5.0},
+        }
+    )
+    with h5py.File(folder / "truth.h5") as file:
+        positions = np.asarray(file["positions_A"]).reshape(-1, 2)
+    score = lambda outcome: tubes(outcome, data, folder, {})
+    return Case(experiment, Truth(positions, TOLD, {}), score, 1000 / 15980, events=events)
+
+
+def tubes(
+    outcome: sj.workflow.Outcome, data: pathlib.Path, folder: pathlib.Path, how: dict[str, Any]
+) -> dict:
+    """The scorer's figures of the worse of the two tubes; `how` is what it is told of the scan."""
     spec = importlib.util.spec_from_file_location("evaluate", data / "evaluate.py")
     assert spec is not None and spec.loader is not None
     scorer = importlib.util.module_from_spec(spec)
@@ -89,7 +115,7 @@ def tubes(outcome: sj.workflow.Outcome, data: pathlib.Path, folder: pathlib.Path
     merits = scorer.evaluate(
         np.asarray(sections), depths, seen.specimen.grid.sampling[0],
         np.subtract(seen.specimen.origin, seen.first), folder / "truth.h5",
-        scan_shape=(32, 32), scan_step=0.4, max_shift=0.5,
+        max_shift=0.5, **how,
     )  # fmt: skip
     return {
         "own": min(merits["band"][f"{which}_own"] for which in ("upper", "lower")),
@@ -141,6 +167,8 @@ def run(case: Case, iterations: int | None, seed: int = 0) -> dict[str, Any]:
     dataset = sj.workflow.load(prepared)
     if case.thin < 1:
         kept, _ = sj.thin(dataset.counts, case.thin, seed)
+        if case.events and isinstance(kept, sj.Frames):
+            kept = events_from_frames(kept)
         dataset = dataclasses.replace(dataset, counts=kept)
     if case.told:
         scan = sj.Scan(_placed(case.truth.positions, dataset.scan.positions), dataset.scan.series)
@@ -209,6 +237,9 @@ def cases(data: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], Ca
                 ("defocus", "C12", "rotation", "camera_length"), pixel(),
             )
         ),
+        "1,000 electrons a frame, Poisson": lambda: few_electrons(data),
+        "1,000 electrons a frame, Poisson on events": lambda: few_electrons(data, events=True),
+        "1,000 electrons a frame, amplitude": lambda: few_electrons(data, loss="amplitude"),
     }  # fmt: skip
 
 

@@ -34,9 +34,9 @@ def test_handwritten_rules_equal_the_derived_ones(x64, layout, modes, halo):
     entry = jnp.asarray([1, 1, 10], jnp.int32)
     image: Any
     image, pull = jax.vjp(
-        lambda *t: exit_sum(layout, *t, CORNER, entry, None), waves, values, around
+        lambda a, b, c: exit_sum(layout, a, b, c, CORNER, entry, None), waves, values, around
     )
-    together = lambda *t: frames_together(layout, *t, CORNER, entry)
+    together = lambda a, b, c: frames_together(layout, a, b, c, CORNER, entry)
     expected, derived = jax.vjp(together, waves, values, around)
     m, (y, x) = layout.margin, layout.shape
     alone = [
@@ -66,8 +66,8 @@ def test_slopes_are_differences_of_the_rungs_beside(x64, rung, halo):
         place[axis] += by
         pixels, place = place // 3, place % 3
         entry = int(place[0] * 3 + place[1]) * 2 + series
-        moved = [None if t is None else jnp.roll(t, pixels, (-2, -1)) for t in operands[1:]]
-        return frame_by_frame(LADDER, operands[0], *moved, CORNER, entry)
+        a, b = (None if t is None else jnp.roll(t, pixels, (-2, -1)) for t in operands[1:])
+        return frame_by_frame(LADDER, operands[0], a, b, CORNER, entry)
 
     entry = (rung[0] * 3 + rung[1]) * 2 + series
     function = partial(exit_sum, LADDER, *operands, CORNER, entry)

@@ -259,8 +259,8 @@ class Refinement(Record):
     optics_until: Annotated[Positive, Field(le=1)] = _key(
         1.0, "part of the iterations after which aberrations stand still"
     )
-    rate: Annotated[Positive, Field(le=3)] = _key(0.1, "step, in rad at the aperture's edge")
-    position_rate: Annotated[Positive, Field(le=3)] = _key(0.3, "the same, of each position")
+    rate: Annotated[Positive, Field(le=3)] = _key(0.15, "step, in rad at the aperture's edge")
+    position_rate: Annotated[Positive, Field(le=3)] = _key(1.0, "the same, of each position")
     position_sigma_A: Positive | None = _key(None, "size of offsets, Å; null: half a scan step")
 
 

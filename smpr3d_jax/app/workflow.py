@@ -40,8 +40,8 @@ try:
 except ModuleNotFoundError:  # Windows has none
     resource = None
 
-LOOK_AROUND = 0.5
-"""Part of the iterations after which positions that fit badly are looked for elsewhere."""
+LOOK_AROUND = (0.5, 0.8)
+"""Parts of the iterations after which positions that fit badly are looked for elsewhere."""
 
 GAUGE_RESIDUAL = 0.5
 """rad rms; where the diagonal of S leaves more, the fitted plane is an accident."""
@@ -316,18 +316,19 @@ def fit(
 
 
 def _looking_around(go_on, model, dataset, noise, offsets, steps: int) -> Result:
-    """One run, or two with a look around for lost positions between them."""
-    first = round(LOOK_AROUND * steps)
-    if offsets is None or first == 0:
-        return go_on(model, steps=steps)
-    half = go_on(model, steps=first)
-    done = len(half.history["loss"])
-    if done < first:  # it has stopped for good
-        return half
-    model, state, _ = refinement.look_around(half.model, half.state, dataset, noise, offsets)
-    rest = go_on(model, steps=steps - first, state=state, done=done)
-    history = {name: values + rest.history[name] for name, values in half.history.items()}
-    return Result(rest.model, history, rest.state)
+    """One run, interrupted where positions are refined to look around for those that are lost."""
+    stops = [] if offsets is None else [round(part * steps) for part in LOOK_AROUND]
+    state, done, history = None, 0, {}
+    for stop in [*(n for n in stops if n > 0), steps]:
+        result = go_on(model, steps=stop - done, state=state, done=done)
+        for name, values in result.history.items():
+            history[name] = history.get(name, []) + values
+        model, state, reached = result.model, result.state, len(history["loss"])
+        if offsets is None or reached < stop or stop == steps:  # done, or stopped for good
+            break
+        model, state, _ = refinement.look_around(model, state, dataset, noise, offsets)
+        done = reached
+    return Result(model, history, state)
 
 
 def _chunk(experiment: Experiment) -> int:

@@ -11,6 +11,7 @@ comparable steps.
 import difflib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,7 +27,7 @@ from ..physics.forward import Scattering
 from ..physics.fourier import EXACT
 from ..physics.layers import Layers
 from ..physics.optics import CARTESIAN
-from .losses import Noise
+from .losses import figures_of_merit, Noise
 from .updates import named_leaves
 
 
@@ -159,31 +160,33 @@ def look_around(
     data: Dataset,
     noise: Noise,
     positions: Parameter,
-    share: float = 0.15,
+    share: float = 0.1,
     reach: float = 4.0,
     chunk: int = 64,
 ) -> tuple[Scattering, Any, int]:
     """Try other places for the frames that fit worst, since a gradient does not leave its valley.
 
-    The `share` of frames of each scan with the largest misfit are compared with the model at 25
-    offsets up to `reach` standard deviations of the prior, which is counted too; those that fit
-    better elsewhere are put there. Returns model, state, and how many were moved.
+    The `share` of frames of each scan that differ most from the model, beyond what noise explains,
+    are compared with it at 81 offsets up to `reach` standard deviations of the prior, which is
+    counted too; those that fit better elsewhere are put there. Returns model, state, and how many
+    were moved.
     """
     sigma, offset = positions.sigma or positions.scale, coordinates(state)["positions"]
     start = np.asarray(model.scan.positions) - offset + offset.mean(axis=0)[None]
-    misfit = _misfits(model, data, noise, np.arange(len(data)), chunk)
-    series = np.asarray(data.scan.series)
-    bad = [_largest(misfit, np.flatnonzero(series == s), share) for s in np.unique(series)]
+    excess = _each(_excess, model, data, np.arange(len(data)), chunk)
+    series, misfits = np.asarray(data.scan.series), partial(_misfit, noise)
+    bad = [_largest(excess, np.flatnonzero(series == s), share) for s in np.unique(series)]
     frames = np.sort(np.concatenate(bad))
-    best = misfit[frames] + np.sum(offset[frames] ** 2, axis=1) / (2 * sigma**2)
+    best = _each(misfits, model, data, frames, chunk)
+    best = best + np.sum(offset[frames] ** 2, axis=1) / (2 * sigma**2)
     found = offset[frames].copy()
-    for place in np.ndindex(5, 5):
-        there = (np.asarray(place) - 2) * reach * sigma / 2
+    for place in np.ndindex(9, 9):
+        there = (np.asarray(place) - 4) * reach * sigma / 4
         moved = model.scan.positions.at[frames].set(
             jnp.asarray(start[frames] - offset.mean(axis=0) + there, start.dtype)
         )
         tried = eqx.tree_at(lambda m: m.scan.positions, model, moved)
-        cost = _misfits(tried, data, noise, frames, chunk) + np.sum(there**2) / (2 * sigma**2)
+        cost = _each(misfits, tried, data, frames, chunk) + np.sum(there**2) / (2 * sigma**2)
         found = np.where((cost < best)[:, None], there, found)
         best = np.minimum(cost, best)
     changed = frames[np.any(found != offset[frames], axis=1)]
@@ -199,17 +202,24 @@ def _largest(values, among, share: float):
     return among[np.argsort(-values[among])][: math.ceil(share * len(among))]
 
 
-def _misfits(model, data: Dataset, noise: Noise, frames, chunk: int):
-    """The loss of each frame; the last chunk is filled up with its first frame."""
+def _each(function, model, data: Dataset, frames, chunk: int):
+    """A number for each frame; the last chunk is filled up with its first frame."""
     filled = np.resize(np.concatenate([frames, np.full(-len(frames) % chunk, frames[0])]),
                        (-(-len(frames) // chunk), chunk))  # fmt: skip
-    each = [_misfit(model, noise, batch(data, row)) for row in filled]
+    each = [function(model, batch(data, row)) for row in filled]
     return np.concatenate([np.asarray(e, float) for e in each])[: len(frames)]
 
 
 @eqx.filter_jit
-def _misfit(model, noise, frames):
+def _misfit(noise, model, frames):
     return compare(noise, model(frames.index), frames.counts)
+
+
+@eqx.filter_jit
+def _excess(model, frames):
+    """How much more frames differ from the model than by noise, in standard deviations or so."""
+    merits = figures_of_merit(model, frames)
+    return (merits["deviance"] - merits["noise"]) / jnp.sqrt(merits["noise"])
 
 
 def _placed(state, name: str, coordinates, changed):

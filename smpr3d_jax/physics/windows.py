@@ -170,7 +170,7 @@ exit_sum.defvjp(_exit_sum_forward, _exit_sum_reverse)
 
 
 def _derived(layout, cotangent, waves, values, halo, corner, entry):
-    function = lambda *tables: frames_together(layout, *tables, corner, entry)
+    function = lambda a, b, c: frames_together(layout, a, b, c, corner, entry)
     return jax.vjp(function, waves, values, halo)[1](cotangent)
 
 
@@ -179,9 +179,9 @@ def _at_once(function, frames):
 
 
 def _parts(layout, halo, cotangent):
-    """What comes back to the inner window of a frame, and to the halo's around it."""
+    """What comes back to the inner window of a frame, and to the halo's around it, if any."""
     if halo is None:
-        return cotangent, None
+        return cotangent, cotangent
     inner = _inner(layout, _wide(layout, halo)[1])
     return cotangent[inner], cotangent.at[inner].set(0)
 
