@@ -68,7 +68,7 @@ def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=(), **method)
             "scans": [
                 {"file": str(folder / f"scan_{i}.h5"), "defocus": d} for i, d in enumerate(defocus)
             ],
-            "geometry": {"scan_step": 0.4, "detector_pixel_mrad": 2.0879},
+            "geometry": {"scan_step": 0.4, "detector_pixel_mrad": 2.0879, "halo": True},
             "method": method,
             "refine": list(refine),
             "sections": {"start": -40.0, "stop": 165.0, "step": 5.0},
@@ -213,7 +213,7 @@ def errors(outcome: sj.workflow.Outcome, truth: Truth) -> dict[str, Any]:
 def cases(data: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
     """Every case by name, made when it is run."""
     tubes_of = lambda **how: misaligned(data, **how)
-    told = lambda **how: tubes_of(defocus=TRUE, lens=LENS, **how)._replace(told=True)
+    told = lambda: tubes_of(defocus=TRUE, lens=LENS)._replace(told=True)
     heavy = {
         "energy": 300e3, "semiangle": 22.0, "defocus": (-110.0, 0.0, 80.0, 190.0),
         "scan_shape": (28, 28), "scan_step": 0.35, "dose": 2e5, "jitter": 0.2,

@@ -269,6 +269,22 @@ def test_without_structure_there_is_no_potential(finished):
 # --- representations, precision, number of scans -------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"refine": ["defocus"]}, True),
+        ({"structure": {"depths": [5.0, 20.0]}}, True),
+        ({"refine": ["defocus"], "geometry.halo": False}, False),
+        ({"geometry.halo": True}, True),
+    ],
+    ids=["nothing", "refine", "structure", "refused", "asked for"],
+)
+def test_the_probe_goes_on_beyond_its_window_where_that_matters(experiment_file, changes, expected):
+    asked = sj.experiment.override(load(experiment_file), changes)
+    assert workflow.camera(asked, (20, 24)).halo is expected
+
+
 def test_beams_with_another_loss_and_nothing_held_out(experiment_file, tmp_path):
     other = {"method.representation": "beams", "method.loss": "amplitude", "method.held_out": 0.0}
     outcome = fit(experiment_file, other)

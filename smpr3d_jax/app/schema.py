@@ -249,6 +249,9 @@ class Geometry(Record):
     background: Annotated[Number, Field(ge=0)] | None = _key(
         None, "electrons per pixel and frame beside the beam's; null: none"
     )
+    halo: Flag | None = _key(
+        None, "the probe goes on beyond its window; null: with `refine` and `structure`"
+    )
 
 
 class Refinement(Record):

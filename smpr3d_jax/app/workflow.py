@@ -167,9 +167,12 @@ def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     assert geometry.detector_pixel_mrad
     y, x = (c - round(c) for c in geometry.center or (0.0, 0.0))
     leaf = lambda value: None if value is None else jnp.asarray(value, float)
+    # Refined optics, and potentials, are wrong where the probe's tails are cut off.
+    halo = bool(experiment.refine or experiment.structure)
+    halo = halo if geometry.halo is None else geometry.halo
     return Detector(
         shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x),
-        halo=bool(experiment.refine),
+        halo=halo,
         background=leaf(geometry.background), blur=leaf(geometry.blur_pixels),
     )  # fmt: skip
 
@@ -319,7 +322,7 @@ def _looking_around(go_on, model, dataset, noise, offsets, steps: int) -> Result
     """One run, interrupted where positions are refined to look around for those that are lost."""
     stops = [] if offsets is None else [round(part * steps) for part in LOOK_AROUND]
     state, done, history = None, 0, {}
-    for stop in [*(n for n in stops if n > 0), steps]:
+    for stop in sorted({*stops, steps} - {0}):
         result = go_on(model, steps=stop - done, state=state, done=done)
         for name, values in result.history.items():
             history[name] = history.get(name, []) + values
