@@ -19,12 +19,14 @@ import importlib.util
 import json
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
 import h5py
 import numpy as np
+import optax
 
 import smpr3d_jax as sj
 from smpr3d_jax.data.counts import events_from_frames
@@ -57,6 +59,7 @@ class Case(NamedTuple):
     thin: float = 1.0
     told: bool = False
     events: bool = False
+    layers: tuple[float, ...] = ()
 
 
 def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=(), **method) -> Case:
@@ -173,11 +176,43 @@ def run(case: Case, iterations: int | None, seed: int = 0) -> dict[str, Any]:
     if case.told:
         scan = sj.Scan(_placed(case.truth.positions, dataset.scan.positions), dataset.scan.series)
         dataset = dataclasses.replace(dataset, scan=scan)
-    outcome = sj.workflow.fit(prepared, dataset)
+    if case.layers:
+        outcome = through_layers(case, prepared, dataset)
+    else:
+        outcome = sj.workflow.fit(prepared, dataset)
     metrics = outcome.metrics
     found = errors(outcome, case.truth) | (case.score(outcome) if case.score else {})
     names = ("deviance_held_out", "noise_deviance_held_out", "seconds", "iterations")
     return found | {name: metrics[name] for name in names}
+
+
+def through_layers(
+    case: Case, prepared: sj.workflow.Prepared, dataset: sj.Dataset, steps: int = 40
+) -> sj.workflow.Outcome:
+    """A short run that refines nothing, then multislice through layers of potential that does."""
+    begin = time.monotonic()
+    change = {"refine": [], "method.iterations": 10, "geometry.halo": True}
+    plain = sj.experiment.override(prepared.experiment, change)
+    outcome = sj.workflow.fit(dataclasses.replace(prepared, experiment=plain), dataset)
+    held_out = outcome.held_out
+    model, parameters = sj.refinement.refine(outcome.result.model, prepared.experiment.refine)
+    rate = optax.cosine_decay_schedule(0.3, steps, 0.05)
+    adam = lambda parameter: optax.adam(rate, b2=0.95)
+    joint = sj.refinement.joint(parameters, adam, len(dataset) - len(held_out))
+    result = sj.fit_structure(
+        model, dataset, case.layers, steps=steps, gauge=outcome.gauge, held_out=held_out,
+        also={sj.refinement.moving_leaves(parameters): joint},
+    )  # fmt: skip
+    last = {name: values[-1] for name, values in result.history.items()}
+    found = sj.refinement.coordinates(result.state)
+    metrics = outcome.metrics | {
+        "deviance_held_out": last["deviance_held_out"],
+        "noise_deviance_held_out": last["noise_held_out"],
+        "seconds": time.monotonic() - begin,
+        "iterations": steps,
+        "refined": {p.name: p.value(found[p.name]).tolist() for p in parameters},
+    }
+    return dataclasses.replace(outcome, result=result, metrics=metrics)
 
 
 def _placed(true, nominal):
@@ -231,6 +266,9 @@ def cases(data: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], Ca
         "told the truth, a tenth of the dose": lambda: told()._replace(thin=0.1),
         "refined, a tenth of the dose": lambda: tubes_of(refine=REFINED)._replace(thin=0.1),
         "refined, heavy atoms": lambda: simulated(folder / "heavy", heavy_atoms(), heavy, REFINED),
+        "refined through layers, heavy atoms": lambda: simulated(
+            folder / "layers", heavy_atoms(), heavy, REFINED
+        )._replace(layers=(12.0, 92.0)),
         "refined, turned 2 degrees, camera length 1 %": lambda: camera_wrong(
             simulated(
                 folder / "turned", sj.two_nanotubes(), turned,
