@@ -1,12 +1,28 @@
-"""Strict JAX for every test: no silent promotion, two CPU devices."""
+"""Strict JAX for every test: no silent promotion, two CPU devices, nothing compiled twice."""
+
+import os
+import tempfile
 
 import jax
 import pytest
 
 
+# The first process makes the folder; the workers and the kernels of notebooks inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="smpr3d_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config):
+    """What another process is just writing is compiled again."""
+    unread = "ignore:Error (reading|writing) persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", unread)
 
 
 @pytest.fixture

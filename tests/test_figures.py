@@ -90,6 +90,8 @@ def test_series_with_the_same_meaning_share_a_panel():
         "r_factor_held_out": np.array([[10, 0.3], [20, 0.2]]),
         "deviance loss": [1.0],
         "empty": [],
+        "noise": [0.9, 0.9, 0.9],
+        "noise_held_out": [0.9, 0.9, 0.9],
     }
     groups = figures.grouped(history)
     assert {name: list(series) for name, series in groups.items()} == {

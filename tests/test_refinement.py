@@ -12,13 +12,15 @@ import optax
 import pytest
 
 from smpr3d_jax.data.counts import Frames
-from smpr3d_jax.data.dataset import Batch
+from smpr3d_jax.data.dataset import Batch, Dataset
 from smpr3d_jax.inverse.losses import objective, poisson
 from smpr3d_jax.inverse.reconstruction import make_step, start
 from smpr3d_jax.inverse.refinement import (
     coordinates,
     directions,
+    Joint,
     joint,
+    look_around,
     moving_leaves,
     REFINABLE,
     refine,
@@ -428,3 +430,79 @@ def test_what_is_wrong_with_the_microscope_is_found(planned, place, along, misfi
     assert set(found) == set(RIGHT) | {"positions"}
     defocus = next(p for p in parameters if p.name == "defocus").value(found["defocus"])
     np.testing.assert_allclose(defocus, model.optics.defocus, rtol=1e-9)
+
+
+# --- other valleys -------------------------------------------------------------------------------
+
+
+LOST = 7
+
+
+def misplaced(offset, which=LOST):
+    """Frames of a known S; the model with `which` of them at `offset` Å, and Adam's state there."""
+    true, (positions,) = refine(world(), ["positions"])
+    frames = eqx.filter_jit(lambda m: m(INDEX))(true)
+    data = Dataset(Frames(frames), true.scan, (RASTER,) * len(DEFOCI))
+    offsets = np.zeros((FRAMES, 2))
+    offsets[which] = offset
+    updates = updates_of((positions,), lambda p: optax.adam(0.1))
+    # The offsets count from their mean, as the parameter does.
+    model = moved(true, positions.spread(jnp.asarray(offsets)))
+
+    def placed(node):
+        inner = jax.tree.map(lambda leaf: jnp.ones_like(leaf), node.inner)
+        return Joint(inner, {"positions": jnp.asarray(offsets)})
+
+    state = start(model, updates)
+    state = jax.tree.map(placed, state, is_leaf=lambda node: isinstance(node, Joint))
+    return true, model, state, data, positions
+
+
+def memory(state):
+    """Of every frame, whatever the optimiser keeps of its two coordinates."""
+    (part,) = (n for n in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, Joint)))
+    kept = [leaf for leaf in jax.tree.leaves(part.inner) if leaf.shape == (FRAMES, 2)]
+    return np.stack(kept)
+
+
+def test_a_frame_more_than_a_valley_away_is_brought_back():
+    sigma = 0.6
+    true, model, state, data, positions = misplaced([2 * sigma, -2 * sigma])
+    positions = positions._replace(sigma=sigma)
+    found, after, count = look_around(model, state, data, poisson(), positions, chunk=5)
+    assert count == 1
+    np.testing.assert_allclose(coordinates(after)["positions"], 0, atol=1e-12)
+    np.testing.assert_allclose(found.scan.positions, true.scan.positions, atol=1e-9)
+    # Others keep what their optimiser has learned; this one begins anew.
+    assert np.all(memory(after)[:, LOST] == 0)
+    np.testing.assert_array_equal(np.delete(memory(after), LOST, 1), 1)
+
+
+def test_frames_that_fit_are_left_alone():
+    _, model, state, data, positions = misplaced([0.0, 0.0])
+    found, after, count = look_around(model, state, data, poisson(), positions, chunk=5)
+    assert count == 0
+    np.testing.assert_allclose(found.scan.positions, model.scan.positions, atol=1e-12)
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_only_the_worst_of_each_scan_are_tried():
+    """All are misplaced, to either side, so that their mean is nothing."""
+    sigma, sides = 0.6, np.resize([1, -1], FRAMES)[:, None]
+    _, model, state, data, positions = misplaced(2 * sigma * sides * [1, -1], slice(None))
+    _, after, count = look_around(
+        model, state, data, poisson(), positions._replace(sigma=sigma), share=0.3, chunk=5
+    )
+    # 0.3 of six frames, rounded up.
+    assert count == 2 * len(DEFOCI)
+    moved_back = np.any(coordinates(after)["positions"] != coordinates(state)["positions"], axis=1)
+    assert moved_back.reshape(len(DEFOCI), -1).sum(axis=1).tolist() == [2, 2, 2]
+
+
+def test_without_data_the_prior_decides():
+    _, model, state, data, positions = misplaced([1.2, -1.2])
+    positions, blind = positions._replace(sigma=0.6), lambda intensity, count: 0 * intensity
+    _, after, count = look_around(model, state, data, blind, positions, share=1.0, chunk=5)
+    assert count == 1
+    np.testing.assert_array_equal(coordinates(after)["positions"], 0)

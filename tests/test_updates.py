@@ -283,6 +283,53 @@ def test_what_is_not_due_rests_and_costs_no_gradient():
     assert int(jax.tree.leaves(after[" ".join(name)])[0]) == 1
 
 
+def test_a_beat_ends_after_its_last_step():
+    beat = Beat(2, 3, 8)
+    assert [n for n in range(1, 20) if beat.due(n)] == [2, 5, 8]
+    assert [n for n in range(1, 20) if beat._replace(last=7).due(n)] == [2, 5]
+    assert [n for n in range(1, 12) if beat._replace(last=None).due(n)] == [2, 5, 8, 11]
+
+
+def test_a_leaf_may_rest_while_those_move_that_share_its_optimiser():
+    """Clipped together, so that one that moves feels whether the gradient of the other counts."""
+    C12a = "lens.aberrations.C12a"
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    updates = per_leaf({"lens": clipped, "waves": optax.sgd(0.01)}, {C12a: Beat(1, 2, 3)})
+    assert [updates.at(n).resting for n in range(1, 6)] == [(), (C12a,), (), (C12a,), (C12a,)]
+    assert all(updates.at(n).moving == updates.moving for n in range(1, 6))
+    model = toy()
+    free = updates.at(2).free(model)
+    assert free.waves and free.lens.aberrations == {"C10": True, "C12a": False}
+    state = start(model, updates)
+
+    def only_c10(model, batch):
+        rest = {**model.lens.aberrations, "C12a": forbidden(model.lens.aberrations["C12a"])}
+        return bowl(eqx.tree_at(lambda m: m.lens.aberrations, model, rest), batch)
+
+    after, _, _ = make_step(only_c10, updates.at(2))(model, state, BATCH)
+    np.testing.assert_array_equal(after.lens.aberrations["C12a"], [2.0, 2.0])
+    # Its gradient, 2 (x - 1) = (4, -4), is clipped to length 1 by itself.
+    np.testing.assert_allclose(
+        after.lens.aberrations["C10"],
+        np.asarray([3, -1]) - np.sqrt([0.5, 0.5]) * [1, -1],
+        rtol=1e-5,
+    )
+    both, _, _ = make_step(bowl, updates.at(3))(model, state, BATCH)
+    moves = [
+        np.asarray(both.lens.aberrations[n] - model.lens.aberrations[n]) for n in ("C10", "C12a")
+    ]
+    assert np.linalg.norm(moves) == pytest.approx(1, rel=1e-5) and np.all(moves[1] < 0)
+
+
+def test_a_whole_subtree_may_rest_but_not_its_namesake():
+    """`lens.aberrations.C1` would be the beginning of both names."""
+    updates = per_leaf({"lens": optax.sgd(0.1)}, {"lens.aberrations": Beat(5, 1)})
+    assert not any(jax.tree.leaves(updates.at(4).free(toy())))
+    assert updates.at(5).free(toy()).lens.aberrations == {"C10": True, "C12a": True}
+    other = per_leaf({"lens": optax.sgd(0.1)}, {"lens.aberrations.C1": Beat(5, 1)})
+    assert other.at(4).free(toy()).lens.aberrations == {"C10": True, "C12a": True}
+
+
 def test_a_tuple_of_names_shares_one_optimiser():
     """A common clip by the norm of both is less than one for each."""
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))

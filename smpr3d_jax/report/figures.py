@@ -25,6 +25,7 @@ Box = Sequence[float | int] | Real[Any, "4"]
 """(top, left, bottom, right) in Å, in the coordinates of `origin`."""
 
 _PANELS = ("loss", "deviance", "r_factor")
+_LEVELS = ("noise", "noise_held_out")
 
 
 def robust_range(
@@ -147,8 +148,9 @@ def convergence(
 
     **Arguments:** `history` holds series by name: values, one an iteration, or pairs
     (iteration, value) as an array (n, 2). Series share a panel whose names contain the same word
-    of "loss", "deviance", "r_factor". `noise`, the deviance per pixel that noise alone allows, and
-    `stopped`, the iteration whose model was kept, are lines in the panel of the deviance.
+    of "loss", "deviance", "r_factor"; "noise" and "noise_held_out" are left out. `noise`, the
+    deviance per pixel that noise alone allows, and `stopped`, the iteration whose model was kept,
+    are lines in the panel of the deviance.
     """
     groups = grouped(history)
     count = max(len(groups), 1)
@@ -173,9 +175,14 @@ def convergence(
 
 
 def grouped(history: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "points 2"]]]:
-    """The series of a history as (iteration, value), by the panel that they share."""
+    """The series of a history as (iteration, value), by the panel that they share.
+
+    Without "noise" and "noise_held_out", which are a line in the panel of the deviance.
+    """
     groups: dict[str, dict[str, np.ndarray]] = {}
     for name, values in history.items():
+        if name in _LEVELS:
+            continue
         points = np.asarray(values, float)
         if points.ndim == 1:
             points = np.stack([np.arange(1.0, len(points) + 1), points], axis=-1)
