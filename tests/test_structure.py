@@ -1,5 +1,7 @@
 """From an S-matrix to layers of potential: closed forms, retrieval, refinement through layers."""
 
+from functools import cache
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -194,7 +196,8 @@ def common(optimiser):
     return optax.chain(optax.stateless_with_tree_map(mean), optimiser)
 
 
-def small_model(order=None, depths=DEPTHS):
+@cache
+def small_model(order, depths=DEPTHS):
     """Layers of random potential seen by a few frames, and the frames they would give."""
     camera, optics = Detector((24, 28), 3.2, 1), focal_series(ENERGY, SEMIANGLE, DEFOCI)
     window = camera.window(optics.wavelength)
@@ -208,7 +211,7 @@ def small_model(order=None, depths=DEPTHS):
 
 
 def test_illumination_is_what_the_frames_send_through_each_layer():
-    model = small_model()
+    model = small_model(None)
     found = illumination(model)
     frames = jnp.arange(len(model.scan.series), dtype=jnp.int32)
     for layer, depth in list(enumerate(DEPTHS))[::2]:
@@ -242,7 +245,7 @@ def test_the_step_is_safe(order):
 
 
 def test_layers_are_wanted_where_layers_are_meant():
-    model = small_model()
+    model = small_model(None)
     with pytest.raises(ValueError, match="wants an S-matrix"):
         structure_model(model, DEPTHS)
     whole = unscattered(model.optics, model.detector, model.scan, model.dose, MIDDLE, 0)
