@@ -438,7 +438,7 @@ def test_what_is_wrong_with_the_microscope_is_found(planned, place, along, misfi
 LOST = 7
 
 
-def misplaced(offset, which=LOST):
+def misplaced(offset, which: int | slice = LOST):
     """Frames of a known S; the model with `which` of them at `offset` Å, and Adam's state there."""
     true, (positions,) = refine(world(), ["positions"])
     frames = eqx.filter_jit(lambda m: m(INDEX))(true)
