@@ -285,6 +285,15 @@ def test_the_probe_goes_on_beyond_its_window_where_that_matters(experiment_file,
     assert workflow.camera(asked, (20, 24)).halo is expected
 
 
+@pytest.mark.parametrize(
+    ("given", "dose", "expected"),
+    [(None, 1e5, 0.03), (None, 3200.0, 0.15), (None, 100.0, 0.3), (0.01, 100.0, 0.01)],
+)
+def test_few_electrons_leave_fewer_directions(experiment_file, given, dose, expected):
+    asked = sj.experiment.override(load(experiment_file), {"method.subspace_tolerance": given})
+    assert workflow.subspace_tolerance(asked, dose) == pytest.approx(expected)
+
+
 def test_beams_with_another_loss_and_nothing_held_out(experiment_file, tmp_path):
     other = {"method.representation": "beams", "method.loss": "amplitude", "method.held_out": 0.0}
     outcome = fit(experiment_file, other)

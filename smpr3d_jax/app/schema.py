@@ -287,8 +287,8 @@ class Method(Record):
     subspace_weight: Annotated[Number, Field(ge=0, le=1)] = _key(
         1.0, "of the depth-range subspace, 0: off"
     )
-    subspace_tolerance: Annotated[Number, Field(gt=0, lt=1)] = _key(
-        0.03, "smallest eigenvalue kept"
+    subspace_tolerance: Annotated[Number, Field(gt=0, lt=1)] | None = _key(
+        None, "smallest eigenvalue kept; null: by the dose"
     )
     loss: Literal["poisson", "amplitude", "shifted_amplitude", "truncated_amplitude"] = _key(
         "poisson", "what is minimised"
