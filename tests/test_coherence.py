@@ -357,7 +357,7 @@ def test_gradients_agree_with_finite_differences(x64, representation):
     gradient = loss(whole)[1]
     for name, (where, step) in LEAVES.items():
         leaf = where(whole)
-        # Along a ladder probes move in steps: see the test below.
+        # Along a ladder probes move in steps: see the tests below.
         if (representation, name) == ("ladder", "source"):
             continue
         direction = random_complex(9, leaf.shape)
@@ -383,6 +383,27 @@ def test_a_source_on_the_ladder_is_that_of_its_own_beamlets(x64):
     wanted = np.asarray(frames_of(exact, index))
     error = lambda m: np.linalg.norm(frames_of(m, index) - wanted) / np.linalg.norm(wanted)
     assert error(ladder) < 0.5 * error(coherent)
+
+
+def test_a_source_on_the_ladder_is_pulled_to_its_size(x64):
+    """Towards 0.4 Å from both sides, as strongly as without the rounding of positions."""
+    exact = model("modes", {"source": 0.3}, Detector(CAMERA.shape, 2.0, 1))
+    index = jnp.arange(12)
+    with_source = lambda model, size: eqx.tree_at(lambda m: m.optics.source, model, size)
+    target = eqx.filter_jit(lambda m: m(index))(with_source(exact, jnp.asarray(0.4)))
+
+    @eqx.filter_jit
+    def slope(model, size):
+        def loss(size):
+            seen = with_source(model, size)(index)
+            return jnp.sum(seen - target * jnp.log(seen + 0.01))
+
+        return jax.grad(loss)(size)
+
+    for size, sign in ((0.1, -1), (0.5, 1)):
+        wanted, found = (float(slope(m, jnp.asarray(size))) for m in (exact, prepare(exact)))
+        assert np.sign(wanted) == sign
+        assert found == pytest.approx(wanted, rel=0.05)
 
 
 def test_a_field_too_small_for_its_source_is_refused():
