@@ -321,10 +321,15 @@ def main() -> None:
                 continue
             records.append({"case": name} | run(make(), options.iterations))
             show(records[-1:])
+            write(records, options.json)
     show(records)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def write(records: list[dict[str, Any]], file: pathlib.Path | None) -> None:
+    """The records so far; an hour's table is not lost with its last case."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -151,23 +151,17 @@ def point_spread(width: Float[Array, ""], pixels: int) -> Float[Array, "pixels p
     return jnp.maximum(kernel, 0.0)[(m[:, None] - m[None, :]) % pixels]
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _power(wave):
-    """|fft(wave)|²; the derived reverse pass takes real and imaginary parts one after the other."""
-    return _power_forward(wave)[0]
-
-
-def _power_forward(wave):
+    """|fft(wave)|²; derived, its reverse pass would take real and imaginary parts in turn."""
     spectrum = fft(wave)
-    return spectrum.real**2 + spectrum.imag**2, spectrum
+    return spectrum.real**2 + spectrum.imag**2
 
 
-def _power_reverse(spectrum, to):
-    # The adjoint of a unitary transform, conjugated as JAX does, is the transform again.
-    return (fft((2 * to).astype(spectrum.dtype) * jnp.conj(spectrum)),)
-
-
-_power.defvjp(_power_forward, _power_reverse)
+@_power.defjvp
+def _power_derivative(primals, tangents):
+    spectrum, change = fft(primals[0]), fft(tangents[0])
+    return spectrum.real**2 + spectrum.imag**2, 2 * (jnp.conj(spectrum) * change).real
 
 
 def bin_centred(image: Float[Array, "*shape"], factor: int, axis: int) -> Float[Array, "*binned"]:
