@@ -62,46 +62,45 @@ class Case(NamedTuple):
     layers: tuple[float, ...] = ()
 
 
-def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=(), **method) -> Case:
+def misaligned(data: pathlib.Path, defocus=TOLD, lens=None, refine=()) -> Case:
     """The shared series under an experiment that is told so much."""
-    folder = data / MISALIGNED
-    experiment = sj.experiment.from_mapping(
-        {
-            "beam": {"energy_ev": 80e3, "semiangle_mrad": 25.0, "aberrations": lens or {}},
-            "scans": [
-                {"file": str(folder / f"scan_{i}.h5"), "defocus": d} for i, d in enumerate(defocus)
-            ],
-            "geometry": {"scan_step": 0.4, "detector_pixel_mrad": 2.0879, "halo": True},
-            "method": method,
-            "refine": list(refine),
-            "sections": {"start": -40.0, "stop": 165.0, "step": 5.0},
-        }
-    )
-    with h5py.File(folder / "truth.h5") as file:
-        positions = np.asarray(file["positions_A"]).reshape(-1, 2)
-    truth = Truth(positions, TRUE, LENS)
+    tree = {
+        "beam": {"aberrations": lens or {}},
+        "geometry": {"detector_pixel_mrad": 2.0879, "halo": True},
+        "refine": list(refine),
+        "sections": {"stop": 165.0},
+    }
     how = {"scan_shape": (32, 32), "scan_step": 0.4}
-    return Case(experiment, truth, lambda outcome: tubes(outcome, data, folder, how))
+    return shared(data, data / MISALIGNED, defocus, tree, TRUE, LENS, how)
 
 
 def few_electrons(data: pathlib.Path, events: bool = False, **method) -> Case:
     """The series of a perfect microscope, thinned to 1,000 electrons a frame."""
-    folder = data / ALIGNED
-    experiment = sj.experiment.from_mapping(
-        {
-            "beam": {"energy_ev": 80e3, "semiangle_mrad": 25.0},
-            "scans": [
-                {"file": str(folder / f"scan_{i}.h5"), "defocus": d} for i, d in enumerate(TOLD)
-            ],
-            "geometry": {"scan_step": 0.4, "detector_pixel_mrad": 1.7399},
-            "method": method,
-            "sections": {"start": -40.0, "stop": 180.0, "step": 5.0},
-        }
-    )
+    tree = {
+        "geometry": {"detector_pixel_mrad": 1.7399},
+        "method": method,
+        "sections": {"stop": 180.0},
+    }
+    case = shared(data, data / ALIGNED, TOLD, tree, TOLD, {}, {})
+    return case._replace(thin=1000 / 15980, events=events)
+
+
+def shared(
+    data: pathlib.Path, folder: pathlib.Path, told, tree: dict[str, Any], true, lens, how
+) -> Case:
+    """Four scans of two nanotubes under what `tree` says beside what all such series have."""
+    common = {
+        "beam": {"energy_ev": 80e3, "semiangle_mrad": 25.0},
+        "scans": [{"file": str(folder / f"scan_{i}.h5"), "defocus": d} for i, d in enumerate(told)],
+        "geometry": {"scan_step": 0.4},
+        "sections": {"start": -40.0, "step": 5.0},
+    }
+    parts = ("beam", "geometry", "sections")
+    merged = common | tree | {key: common[key] | tree.get(key, {}) for key in parts}
     with h5py.File(folder / "truth.h5") as file:
         positions = np.asarray(file["positions_A"]).reshape(-1, 2)
-    score = lambda outcome: tubes(outcome, data, folder, {})
-    return Case(experiment, Truth(positions, TOLD, {}), score, 1000 / 15980, events=events)
+    score = lambda outcome: tubes(outcome, data, folder, how)
+    return Case(sj.experiment.from_mapping(merged), Truth(positions, true, lens), score)
 
 
 def tubes(
