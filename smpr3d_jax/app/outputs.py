@@ -150,8 +150,7 @@ def write_sections(
 
 def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
     """Everything in `result.h5` but the sections, as nested facts and arrays."""
-    experiment, model = outcome.prepared.experiment, outcome.result.model
-    specimen, detector = seen.specimen, seen.detector
+    model, specimen, detector = outcome.result.model, seen.specimen, seen.detector
     beams = isinstance(specimen, Beams)
     window = detector.window(seen.optics.wavelength)
     return {
@@ -201,16 +200,22 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
         },
         **structure(outcome, seen),
         "history": {name: np.asarray(v) for name, v in outcome.result.history.items()},
-        "provenance": {
-            "config": to_yaml(experiment),
-            "metrics": json.dumps(outcome.metrics),
-            "notes": list(outcome.prepared.notes),
-            "versions": versions(),
-            "seed": experiment.method.seed,
-            "inputs": [
-                {"file": str(s.path), "sha256": _digest(s.path)} for s in outcome.prepared.sources
-            ],
-        },
+        "provenance": provenance(outcome),
+    }
+
+
+def provenance(outcome: Outcome) -> dict[str, Any]:
+    """What was asked for, of which files, with which versions."""
+    experiment = outcome.prepared.experiment
+    return {
+        "config": to_yaml(experiment),
+        "metrics": json.dumps(outcome.metrics),
+        "notes": list(outcome.prepared.notes),
+        "versions": versions(),
+        "seed": experiment.method.seed,
+        "inputs": [
+            {"file": str(s.path), "sha256": _digest(s.path)} for s in outcome.prepared.sources
+        ],
     }
 
 

@@ -76,11 +76,10 @@ def frames_together(layout, waves, values, halo, corner, entry):
     inner = jnp.sum(windows * values[entry, :, m : m + y, m : m + x], axis=1)
     if halo is None:
         return inner
-    wide, low = _wide(layout, halo)
-    start = corner - jnp.asarray(low, corner.dtype)[None]
-    around = jax.vmap(lambda at: window_of(waves[:1], at, wide)[0])(start)
-    around = around * halo[entry, 0, m : m + wide[0], m : m + wide[1]]
-    return around.at[:, *_inner(layout, low)].set(inner)
+    around = jax.vmap(lambda at: _around(layout, waves, halo, at))(corner)
+    y, x = around.shape[1:]
+    around = around * halo[entry, 0, m : m + y, m : m + x]
+    return around.at[:, *_inner(layout, halo)].set(inner)
 
 
 def _wide(layout, halo):
@@ -89,9 +88,16 @@ def _wide(layout, halo):
     return (y, x), inset(layout.shape, (y, x))
 
 
-def _inner(layout, low):
+def _inner(layout, halo):
     """The inner window's part of the halo's."""
+    _, low = _wide(layout, halo)
     return tuple(slice(a, a + n) for a, n in zip(low, layout.shape, strict=True))
+
+
+def _around(layout, waves, halo, at):
+    """The first mode in the halo's window of the frame whose inner window begins at `at`."""
+    wide, low = _wide(layout, halo)
+    return _mode(waves, 0, at - jnp.asarray(low, at.dtype), wide)
 
 
 def frame_by_frame(layout, waves, values, halo, corner, entry):
@@ -106,10 +112,9 @@ def frame_by_frame(layout, waves, values, halo, corner, entry):
         )
         if halo is None:
             return inner
-        wide, low = _wide(layout, halo)
-        around = _mode(waves, 0, at - jnp.asarray(low, at.dtype), wide)
-        around = around * _beamlet(layout, halo, row, 0, wide)
-        return around.at[_inner(layout, low)].set(inner)
+        around = _around(layout, waves, halo, at)
+        around = around * _beamlet(layout, halo, row, 0, around.shape)
+        return around.at[_inner(layout, halo)].set(inner)
 
     return jax.lax.map(frame, (corner, entry))
 
@@ -182,7 +187,7 @@ def _parts(layout, halo, cotangent):
     """What comes back to the inner window of a frame, and to the halo's around it, if any."""
     if halo is None:
         return cotangent, cotangent
-    inner = _inner(layout, _wide(layout, halo)[1])
+    inner = _inner(layout, halo)
     return cotangent[inner], cotangent.at[inner].set(0)
 
 
@@ -225,8 +230,7 @@ def add_into_table(layout, cotangent, waves, values, halo, corner, entry):
         inner, around = _parts(layout, halo, to)
         total = add_row(total, row, window_of(waves, at, layout.shape) * inner[None])
         if halo is not None:
-            wide, low = _wide(layout, halo)
-            seen = _mode(waves, 0, at - jnp.asarray(low, at.dtype), wide)
+            seen = _around(layout, waves, halo, at)
             total_halo = add_row(total_halo, row, (seen * around)[None])
         return (total, total_halo), None
 
@@ -250,8 +254,7 @@ def slopes(layout, over, cotangent, waves, values, halo, corner, entry):
         )  # fmt: skip
         sums = [_total(s) for s in sums]
         if halo is not None:
-            wide, low = _wide(layout, halo)
-            seen = around * _mode(waves, 0, at - jnp.asarray(low, at.dtype), wide)
+            seen = around * _around(layout, waves, halo, at)
             more = _rises(layout, halo, beside, 0, seen)
             sums = [a + _total(b) for a, b in zip(sums, more, strict=True)]
         return jnp.stack([s / (2 * d) for s, d in zip(sums, layout.spacing, strict=True)])
