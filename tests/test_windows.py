@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smpr3d_jax.physics.windows import exit_sum, frame_by_frame, frames_together, Layout
+from smpr3d_jax.physics.windows import (
+    exit_sum,
+    frame_by_frame,
+    frames_together,
+    Layout,
+    slopes,
+    slopes_in_turn,
+)
 
 from .helpers import random_complex
 
@@ -80,3 +87,15 @@ def test_slopes_are_differences_of_the_rungs_beside(x64, rung, halo):
         rise = (beside(axis, 1) - beside(axis, -1)) / (2 * LADDER.spacing[axis])
         wanted = jnp.sum((seed * rise).real, axis=(1, 2))
         np.testing.assert_allclose(to_rest[:, axis], wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("halo", [False, True])
+@pytest.mark.parametrize("entry", [(4, 4, 4), (4, 17, 4), (0, 0, 9)])
+def test_slopes_in_turn_are_those_of_each_frame_alone(x64, halo, entry):
+    """Frames on one rung after each other, and not."""
+    operands = tables(LADDER, 6, halo)
+    seed = random_complex(15, (3, 12, 16) if halo else (3, 6, 8))
+    entry = jnp.asarray(entry, jnp.int32)
+    found = slopes_in_turn(LADDER, seed, *operands, CORNER, entry)
+    wanted = slopes(LADDER, seed, *operands, CORNER, entry)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)

@@ -225,17 +225,22 @@ def reconstruct(
         raise ValueError(
             f"`reconstruct`: `patience` {patience} needs `held_out` frames to judge the model by."
         )
-    order = ordered(model, training)
-    evaluate = make_evaluation(chunk)
+    order, evaluate = ordered(model, training), make_evaluation(chunk)
     state = start(model, updates) if state is None else state
     watched = {"": _spread(order, max(len(held_out), 1)), "_held_out": held_out}
     watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
     aside = watched.get("_held_out")
     history: dict[str, list[float]] = {}
     best, lowest, since = (model, state), math.inf, 0
-    parts = _batches(model, data, order, batch_size, seed, range(done, done + steps))
-    for number, part in enumerate(parts, done + 1):
+    rows = _batches(model, order, batch_size, seed, range(done, done + steps))
+    part = None
+    for number, row in enumerate(rows, done + 1):
         due = updates.at(number)
+        if row is not None:
+            part = batch(data, row)
+        elif part is None or due.follows_frames():
+            # What frames share changes as they move; out of order they would share little.
+            part = batch(data, ordered(model, training))
         step = make_step(loss, due, chunk)
         kept = (aside,) if aside is not None and due.follows_frames() else ()
         model, state, value = step(model, state, part, *kept)
@@ -295,14 +300,14 @@ def _spread(order, number: int):
 
 
 def _batches(
-    model, data, order, batch_size: int | None, seed: int, steps: range
-) -> Iterator[Batch]:
-    """All frames every time, or epochs of batches drawn without replacement."""
+    model, order, batch_size: int | None, seed: int, steps: range
+) -> Iterator[Int[np.ndarray, " batch"] | None]:
+    """The frames of each step, in epochs drawn without replacement; None: all of them."""
     if batch_size is None or batch_size >= len(order):
-        yield from repeat(batch(data, order), len(steps))
+        yield from repeat(None, len(steps))
         return
     if batch_size < 1:
         raise ValueError(f"`reconstruct`: `batch_size` {batch_size} is less than one frame.")
     rng = np.random.default_rng(seed)
     rows = (row for _ in count() for row in draw(model, order, batch_size, rng))
-    yield from (batch(data, row) for row in islice(rows, steps.start, steps.stop))
+    yield from islice(rows, steps.start, steps.stop)

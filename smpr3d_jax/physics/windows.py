@@ -7,10 +7,11 @@ the rules below add into the windows in place (measured: twelve times faster).
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 
@@ -146,11 +147,18 @@ def _mode(waves, p, at, shape):
     return jax.lax.dynamic_slice(waves, start, (1, *shape))[0]
 
 
-def _beamlet(layout, table, row, p, shape, shift=(0, 0)):
-    """Mode p of a row without its margin, `shift` pixels further."""
-    y, x = (jnp.asarray(layout.margin + s, row.dtype) for s in shift)
-    start = (row, jnp.asarray(p, row.dtype), y, x)
+def _beamlet(layout, table, row, p, shape):
+    """Mode p of a row without its margin."""
+    m = jnp.asarray(layout.margin, row.dtype)
+    start = (row, jnp.asarray(p, row.dtype), m, m)
     return jax.lax.dynamic_slice(table, start, (1, 1, *shape))[0, 0]
+
+
+def _beamlets(layout, table, shape, row, shift=(0, 0)):
+    """All modes of a row without its margin, `shift` pixels further."""
+    y, x = (jnp.asarray(layout.margin + s, row.dtype) for s in shift)
+    start = (row, jnp.zeros((), row.dtype), y, x)
+    return jax.lax.dynamic_slice(table, start, (1, table.shape[1], *shape))[0]
 
 
 def _exit_sum_forward(layout, *operands):
@@ -166,7 +174,7 @@ def _exit_sum_reverse(layout, saved, cotangent):
     to_values, to_halo = choose(cpu=partial(add_into_table, layout), default=derived(1, 2))
     to_rest = None
     if rest is not None:
-        cpu, default = partial(slopes, layout, jax.lax.map), partial(slopes, layout, _at_once)
+        cpu, default = partial(slopes_in_turn, layout), partial(slopes, layout)
         to_rest = choose(cpu=cpu, default=default).astype(rest.dtype)
     return to_waves, to_values, to_halo, None, None, to_rest
 
@@ -177,10 +185,6 @@ exit_sum.defvjp(_exit_sum_forward, _exit_sum_reverse)
 def _derived(layout, cotangent, waves, values, halo, corner, entry):
     function = lambda a, b, c: frames_together(layout, a, b, c, corner, entry)
     return jax.vjp(function, waves, values, halo)[1](cotangent)
-
-
-def _at_once(function, frames):
-    return jax.vmap(function)(frames)
 
 
 def _parts(layout, halo, cotangent):
@@ -197,9 +201,7 @@ def add_into_waves(layout, cotangent, waves, values, halo, corner, entry):
     def add(total, frame):
         at, row, to = frame
         inner, around = _parts(layout, halo, to)
-        m, (y, x) = jnp.asarray(layout.margin, row.dtype), layout.shape
-        start = (row, jnp.zeros((), row.dtype), m, m)
-        beamlets = jax.lax.dynamic_slice(values, start, (1, values.shape[1], y, x))[0]
+        beamlets = _beamlets(layout, values, layout.shape, row)
         total = _add(total, at, beamlets * inner[None])
         if halo is not None:
             wide, low = _wide(layout, halo)
@@ -238,38 +240,70 @@ def add_into_table(layout, cotangent, waves, values, halo, corner, entry):
     return jax.lax.scan(add, start, (corner, entry, cotangent))[0]
 
 
-def slopes(layout, over, cotangent, waves, values, halo, corner, entry):
+def slopes(layout, cotangent, waves, values, halo, corner, entry):
     """Re sum_m cotangent(m) sum_p sigma_p(corner + m) d beta_p(m)/d rest, along y and x.
 
-    From the rungs on both sides; `over` maps a function over frames.
+    From the rungs on both sides.
     """
 
-    def frame(where):
-        at, row, to = where
-        beside = [[_beside(layout, row, axis, by) for by in (1, -1)] for axis in (0, 1)]
-        inner, around = _parts(layout, halo, to)
-        sums = _over_modes(
-            lambda p: _rises(layout, values, beside, p, inner * _mode(waves, p, at, layout.shape)),
-            [jnp.zeros(layout.shape, waves.real.dtype)] * 2, waves,
-        )  # fmt: skip
-        sums = [_total(s) for s in sums]
-        if halo is not None:
-            seen = around * _around(layout, waves, halo, at)
-            more = _rises(layout, halo, beside, 0, seen)
-            sums = [a + _total(b) for a, b in zip(sums, more, strict=True)]
-        return jnp.stack([s / (2 * d) for s, d in zip(sums, layout.spacing, strict=True)])
+    def frame(at, row, to):
+        return _slope(layout, waves, halo, at, to, _rises(layout, values, halo, row))
 
-    return over(frame, (corner, entry, cotangent))
+    return jax.vmap(frame)(corner, entry, cotangent)
 
 
-def _rises(layout, table, beside, p, weight) -> list[Any]:
-    """Re of `weight` times what a mode gains between the rungs beside, along y and x."""
-    shape, rises = weight.shape, []
-    for above, below in beside:
-        rise = _beamlet(layout, table, above[0], p, shape, above[1])
-        rise = rise - _beamlet(layout, table, below[0], p, shape, below[1])
-        rises.append(weight.real * rise.real - weight.imag * rise.imag)
-    return rises
+def slopes_in_turn(layout, cotangent, waves, values, halo, corner, entry):
+    """`slopes` in a loop; frames in a row of which share a rung share what it costs to read it."""
+
+    def frame(last, where):
+        (known, rises), (at, row, to) = last, where
+        anew = lambda _: _rises(layout, values, halo, row)
+        # XLA copies nothing where what is kept is the second branch: a third faster.
+        rises = jax.lax.cond(row != known, anew, lambda rises: rises, rises)
+        return (row, rises), _slope(layout, waves, halo, at, to, rises)
+
+    like = jax.eval_shape(lambda: _rises(layout, values, halo, entry[0]))
+    none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    nowhere = jnp.asarray(-1, entry.dtype)
+    return jax.lax.scan(frame, (nowhere, none), (corner, entry, cotangent))[1]
+
+
+def _rises(layout, values, halo, row):
+    """What beamlets, and those in the halo, gain along y and x, per Å, between the rungs beside."""
+
+    def rise(table, shape, axis):
+        above, below = (_beside(layout, row, axis, by) for by in (1, -1))
+        gain = _beamlets(layout, table, shape, *above) - _beamlets(layout, table, shape, *below)
+        return gain / (2 * layout.spacing[axis])
+
+    inner = tuple(rise(values, layout.shape, axis) for axis in (0, 1))
+    if halo is None:
+        return inner, None
+    # Within the inner window the sum of all modes stands.
+    rim = np.ones(_wide(layout, halo)[0], bool)
+    rim[_inner(layout, halo)] = False
+    return inner, tuple(jnp.where(rim, rise(halo, rim.shape, axis)[0], 0) for axis in (0, 1))
+
+
+def _slope(layout, waves, halo, at, to, rises):
+    inner, around = rises
+    weight = to if halo is None else to[_inner(layout, halo)]
+
+    def term(p):
+        seen = weight * _mode(waves, p, at, layout.shape)
+        return [_real(seen, jax.lax.dynamic_index_in_dim(rise, p, 0, False)) for rise in inner]
+
+    sums = _over_modes(term, [jnp.zeros(layout.shape, waves.real.dtype)] * 2, waves)
+    sums = [_total(s) for s in sums]
+    if halo is not None:
+        seen = to * _around(layout, waves, halo, at)
+        sums = [s + _total(_real(seen, rise)) for s, rise in zip(sums, around, strict=True)]
+    return jnp.stack(sums)
+
+
+def _real(a, b):
+    """Re a b."""
+    return a.real * b.real - a.imag * b.imag
 
 
 def _beside(layout, row, axis: int, by: int):
