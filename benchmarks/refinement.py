@@ -11,11 +11,16 @@ removed; `fitted` and `held_out` frames), `defocus_A` (largest error of a relati
 `C12_A`, `C21_A` (size of the vector of errors),
 `rotation_deg`, `camera_length` (errors), `own`, `width_A`, `deviance_held_out`,
 `noise_deviance_held_out`, `seconds`, `iterations`; what a case does not have is null or missing.
+`positions_at_best_A` is what Fisher information of the counts and a prior as wide as the truth
+leave of the positions' error where all else is known. The case "an iteration" times single steps
+(least core seconds of some, taken in turn) and weighs them by how often the defaults take them.
 """
 
 import argparse
+import collections
 import dataclasses
 import importlib.util
+import itertools
 import json
 import pathlib
 import tempfile
@@ -24,12 +29,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
+import equinox as eqx
 import h5py
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import smpr3d_jax as sj
-from smpr3d_jax.data.counts import events_from_frames
+from smpr3d_jax.inverse.batches import ordered
 
 
 MISALIGNED, ALIGNED = "nanotubes_misaligned", "nanotubes_series"
@@ -38,6 +46,7 @@ TRUE = (-150.0, 14.0, 88.0, 268.0)
 # The truth counts angles from the first array axis; ours are from x towards y.
 LENS = {"C12": 30.0, "phi12": np.pi / 2 - 0.6, "C21": 300.0, "phi21": np.pi / 2 - 0.2}
 REFINED = ("positions", "defocus", "C12", "C21")
+ITERATION = "an iteration"
 
 
 class Truth(NamedTuple):
@@ -170,7 +179,7 @@ def run(case: Case, iterations: int | None, seed: int = 0) -> dict[str, Any]:
     if case.thin < 1:
         kept, _ = sj.thin(dataset.counts, case.thin, seed)
         if case.events and isinstance(kept, sj.Frames):
-            kept = events_from_frames(kept)
+            kept = sj.events_from_frames(kept)
         dataset = dataclasses.replace(dataset, counts=kept)
     if case.told:
         scan = sj.Scan(_placed(case.truth.positions, dataset.scan.positions), dataset.scan.series)
@@ -214,6 +223,52 @@ def through_layers(
     return dataclasses.replace(outcome, result=result, metrics=metrics)
 
 
+def iteration(case: Case, repeats: int = 4) -> dict[str, Any]:
+    """Core seconds of each kind of step, how many of each a run takes, and the mean over the least.
+
+    Positions stand where they truly were, so that frames share rungs as they do in a run.
+    """
+    prepared = sj.workflow.prepare(case.experiment)
+    experiment, dataset = prepared.experiment, sj.workflow.load(prepared)
+    training, held_out = sj.hold_out(dataset)
+    model = sj.workflow.starting_model(experiment, dataset)
+    model, parameters = sj.workflow.refined_parameters(experiment, model)
+    true = _placed(case.truth.positions, dataset.scan.positions)
+    model = eqx.tree_at(lambda m: m.scan.positions, model, jnp.asarray(true))
+    model = sj.prepare(model, moving=sj.refinement.moving_leaves(parameters))
+    noise = sj.losses.poisson()
+    updates = sj.workflow.optimiser(experiment, model, noise, len(training), parameters)
+    loss, state = sj.losses.objective(noise), updates.init(model)
+    frames, aside = sj.batch(dataset, ordered(model, training)), sj.batch(dataset, held_out)
+    every = [updates.at(n) for n in range(1, experiment.method.iterations + 1)]
+    kinds = {_moved(due): due for due in every}
+    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _, (kind, due) in itertools.product(range(repeats + 1), kinds.items()):
+        kept = (aside,) if due.follows_frames() else ()
+        begin = time.process_time()
+        jax.block_until_ready(sj.make_step(loss, due)(model, state, frames, *kept))
+        spent[kind].append(time.process_time() - begin)
+    least = {kind: min(times[1:]) for kind, times in spent.items()}  # the first compiles
+    count = collections.Counter(_moved(due) for due in every)
+    mean = sum(least[kind] * number for kind, number in count.items()) / len(every)
+    return {"core_seconds": least, "steps": dict(count), "ratio": mean / least["specimen"]}
+
+
+def _moved(due: sj.updates.Updates) -> str:
+    """Which parts of the model move."""
+    parts = {leaf.split(".")[0] for name in due.moving for leaf in name.split()}
+    return ", ".join(sorted(parts - set(due.resting), reverse=True))
+
+
+def at_best(outcome: sj.workflow.Outcome, truth: Truth) -> float:
+    """rms error of positions, Å, that counts and prior leave where all else is known."""
+    nominal = np.asarray(outcome.dataset.scan.positions, float)
+    width = float(np.std(_placed(truth.positions, nominal) - nominal))
+    every = np.arange(len(outcome.dataset))
+    covariance = sj.position_errors(outcome.result.model, every, prior=width)
+    return float(np.sqrt(np.mean(np.trace(covariance, axis1=1, axis2=2)) / 2))
+
+
 def _placed(true, nominal):
     """True positions, moved as a whole onto the nominal ones."""
     true = np.asarray(true) - np.mean(true, axis=0) + np.mean(nominal, axis=0)
@@ -231,9 +286,10 @@ def errors(outcome: sj.workflow.Outcome, truth: Truth) -> dict[str, Any]:
     lens, wanted = model.optics.aberrations, sj.cartesian(truth.lens)
     value = lambda name: float(lens.get(name, [0.0])[0]) - wanted.get(name, 0.0)
     size = lambda name: float(np.hypot(value(f"{name}a"), value(f"{name}b")))
-    refined = outcome.metrics["refined"]
+    refined, moved = outcome.metrics["refined"], outcome.prepared.experiment.refine
     return {
         "positions_A": {"fitted": rms(fitted), "held_out": rms(held)},
+        "positions_at_best_A": at_best(outcome, truth) if "positions" in moved else None,
         "defocus_A": float(np.abs(defocus - defocus.mean()).max()),
         "C12_A": size("C12"),
         "C21_A": size("C21"),
@@ -294,6 +350,10 @@ def show(records: list[dict[str, Any]]) -> None:
     heads = ("pos", "pos held", "defocus", "C12", "C21", "own", "width", "deviance", "noise", "s")
     print(f"{'case':<46}{''.join(h.rjust(9) for h in heads)}")
     for r in records:
+        if r["case"] == ITERATION:
+            cost = ", ".join(f"{k}: {v:.2f} s" for k, v in r["core_seconds"].items())
+            print(f"{ITERATION:<46} {cost}; on average {r['ratio']:.2f} times the first")
+            continue
         cells = [number(r["positions_A"][k], ".3f") for k in ("fitted", "held_out")]
         cells += [number(r[k], ".1f") for k in ("defocus_A", "C12_A", "C21_A")]
         cells += [number(r.get("own"), ".3f"), number(r.get("width_A"), ".0f")]
@@ -315,10 +375,13 @@ def main() -> None:
     options = parser.parse_args()
     records = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in cases(options.data, pathlib.Path(folder)).items():
-            if options.only and name not in options.only:
-                continue
-            records.append({"case": name} | run(make(), options.iterations))
+        every = cases(options.data, pathlib.Path(folder))
+        for name in [n for n in (ITERATION, *every) if not options.only or n in options.only]:
+            if name == ITERATION:
+                record = iteration(every["refined"]())
+            else:
+                record = run(every[name](), options.iterations)
+            records.append({"case": name} | record)
             show(records[-1:])
             write(records, options.json)
     show(records)

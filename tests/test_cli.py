@@ -138,7 +138,7 @@ def test_an_interrupted_command_says_so_by_its_status(monkeypatch, experiment_fi
 
 REFINE = {
     "refine": ["positions", "defocus", "C12", "camera_length"],
-    "refinement.first": 2, "refinement.every": 1, "refinement.optics_until": 1.0,
+    "refinement.first": 2, "refinement.every": 1, "refinement.optics_every": 1,
     "method.iterations": 4,
 }  # fmt: skip
 

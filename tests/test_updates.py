@@ -283,19 +283,12 @@ def test_what_is_not_due_rests_and_costs_no_gradient():
     assert int(jax.tree.leaves(after[" ".join(name)])[0]) == 1
 
 
-def test_a_beat_ends_after_its_last_step():
-    beat = Beat(2, 3, 8)
-    assert [n for n in range(1, 20) if beat.due(n)] == [2, 5, 8]
-    assert [n for n in range(1, 20) if beat._replace(last=7).due(n)] == [2, 5]
-    assert [n for n in range(1, 12) if beat._replace(last=None).due(n)] == [2, 5, 8, 11]
-
-
 def test_a_leaf_may_rest_while_those_move_that_share_its_optimiser():
     """Clipped together, so that one that moves feels whether the gradient of the other counts."""
     C12a = "lens.aberrations.C12a"
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
-    updates = per_leaf({"lens": clipped, "waves": optax.sgd(0.01)}, {C12a: Beat(1, 2, 3)})
-    assert [updates.at(n).resting for n in range(1, 6)] == [(), (C12a,), (), (C12a,), (C12a,)]
+    updates = per_leaf({"lens": clipped, "waves": optax.sgd(0.01)}, {C12a: Beat(1, 2)})
+    assert [updates.at(n).resting for n in range(1, 6)] == [(), (C12a,), (), (C12a,), ()]
     assert all(updates.at(n).moving == updates.moving for n in range(1, 6))
     model = toy()
     free = updates.at(2).free(model)

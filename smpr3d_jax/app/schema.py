@@ -259,11 +259,9 @@ class Refinement(Record):
 
     first: Count = _key(4, "iteration in which parameters begin to move")
     every: Count = _key(2, "they move in every so-many-th from there")
-    optics_until: Annotated[Positive, Field(le=1)] = _key(
-        1.0, "part of the iterations after which aberrations stand still"
-    )
-    rate: Annotated[Positive, Field(le=3)] = _key(0.15, "step, in rad at the aperture's edge")
-    position_rate: Annotated[Positive, Field(le=3)] = _key(1.0, "the same, of each position")
+    optics_every: Count = _key(2, "aberrations move in every so-many-th of these")
+    rate: Annotated[Positive, Field(le=3)] = _key(0.3, "step, in rad at the aperture's edge")
+    position_rate: Annotated[Positive, Field(le=3)] = _key(1.5, "the same, of each position")
     position_sigma_A: Positive | None = _key(None, "size of offsets, Å; null: half a scan step")
 
 

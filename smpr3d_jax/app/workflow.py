@@ -256,8 +256,7 @@ def optimiser(
     if not parameters:
         return specimen
     beat = updates.Beat(how.first, how.every)
-    last = math.ceil(how.optics_until * method.iterations)
-    beats = {"optics": updates.Beat(how.first, how.every, last)}
+    beats = {"optics": updates.Beat(how.first, how.every * how.optics_every)}
     count = lambda beat: max(1, sum(beat.due(n) for n in range(1, method.iterations + 1)))
 
     def adam(parameter: refinement.Parameter) -> optax.GradientTransformation:
