@@ -108,9 +108,9 @@ def per_leaf(
     Names are paths with dots, as one writes them in Python (`optics.aberrations.C10`); where two
     match a leaf the longer one has it. A tuple of names shares one optimiser. What is not named
     stands still. `beats` says which names, or which leaves that share an optimiser with others
-    (`optics`), move only in some of the steps; gradients that are not needed are not computed. `own`
-    names the leaves of which each frame has its own entry, such as `scan.positions`: those of
-    held-out frames follow these frames, which move nothing else.
+    (`optics`), move only in some of the steps; gradients that are not needed are not computed.
+    `own` names the leaves of which each frame has its own entry, such as `scan.positions`: those
+    of held-out frames follow these frames, which move nothing else.
     """
     complete = {_joined(n): optax.with_extra_args_support(o) for n, o in optimisers.items()}
     beats = {_joined(name): beat for name, beat in (beats or {}).items()}
