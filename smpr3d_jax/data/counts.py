@@ -27,13 +27,18 @@ Index = Integer[Array, " batch"] | Integer[np.ndarray, " batch"] | slice
 """Which frames: a slice or an array of frame numbers."""
 
 
-def _rows(index: Index) -> Index:
+def _rows(values: Num[Array, "frames ..."], index: Index) -> Num[Array, "rows ..."]:
     if not isinstance(index, slice) and np.ndim(index) != 1:
         raise ValueError(
             f"Counts are indexed by a slice or by an array of frame numbers, got {index!r}; "
             "write counts[i : i + 1] for one frame."
         )
-    return index
+    return values[index] if isinstance(index, slice) else _taken(values, jnp.asarray(index))
+
+
+@jax.jit
+def _taken(values, rows):
+    return values[rows]
 
 
 class Frames(eqx.Module):
@@ -45,7 +50,7 @@ class Frames(eqx.Module):
         return self.values.shape[0]
 
     def __getitem__(self, index: Index) -> "Frames":
-        return Frames(self.values[_rows(index)])
+        return Frames(_rows(self.values, index))
 
     @property
     def frame_shape(self) -> tuple[int, int]:
@@ -78,8 +83,8 @@ class Events(eqx.Module):
         return self.pixels.shape[0]
 
     def __getitem__(self, index: Index) -> "Events":
-        rows = _rows(index)
-        return Events(self.pixels[rows], self.multiplicity[rows], self.shape)
+        pixels, multiplicity = (_rows(a, index) for a in (self.pixels, self.multiplicity))
+        return Events(pixels, multiplicity, self.shape)
 
     @property
     def frame_shape(self) -> tuple[int, int]:

@@ -5,8 +5,10 @@ function returns a new record; an index is an array of frame numbers.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
@@ -42,10 +44,13 @@ class Dataset(eqx.Module):
     @property
     def dose(self) -> Float[Array, " scans"]:
         """Mean electrons per frame of each scan."""
-        scans = len(self.scan_shapes)
-        electrons = self.counts.total()
-        frames = jnp.zeros(scans, electrons.dtype).at[self.scan.series].add(1)
-        return jnp.zeros(scans, electrons.dtype).at[self.scan.series].add(electrons) / frames
+        return _means(self.counts.total(), self.scan.series, len(self.scan_shapes))
+
+
+@partial(jax.jit, static_argnums=2)
+def _means(electrons, series, scans: int):
+    frames = jnp.zeros(scans, electrons.dtype).at[series].add(1)
+    return jnp.zeros(scans, electrons.dtype).at[series].add(electrons) / frames
 
 
 class Batch(eqx.Module):

@@ -298,14 +298,14 @@ def prepare(
     corner, rest = place(model.specimen, model.scan.positions, model.window)
     plan: Any
     if isinstance(model.specimen, Layers):
-        plan = _probes(model)
+        plan = eqx.filter_jit(_probes)(model)
     elif isinstance(model.specimen, Beams):
         corner, chunk = np.asarray(corner), np.zeros((1, 1), int) if chunk is None else chunk
         reach = np.ptp(corner[chunk], axis=1).max(axis=0) + (2 if moving else 0)
         plan = Blocks((int(reach[0]), int(reach[1])))
     elif model.optics.source is not None or _moves(moving):
         _require_room(model)
-        plan = _ladder(model, 6)
+        plan = eqx.filter_jit(_ladder)(model, 6)
     else:
         plan = _tabulate(model, np.asarray(rest, float), per_pixel)
     return eqx.tree_at(lambda m: m.plan, model, plan, is_leaf=lambda x: x is None)
@@ -346,7 +346,7 @@ def _tabulate(model, rest, per_pixel: int) -> Beamlets:
         entry = entry * len(values) + index
     entry = entry * model.dose.shape[0] + np.asarray(model.scan.series)
     y, x = levels
-    table = tabulated(
+    table = eqx.filter_jit(tabulated)(
         model.optics, model.specimen, model.window, model.halo, model.dose, y, x, model.stretch
     )
     return Beamlets(table, jnp.asarray(entry * model.optics.states, jnp.int32))

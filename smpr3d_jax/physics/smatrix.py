@@ -145,8 +145,9 @@ def unscattered_modes(
 ) -> TiltModes:
     """Vacuum in tilt modes: sigma_0 = 1, the others 0."""
     dtype = dtype or np.result_type(jnp.result_type(float), np.complex64)
-    waves = jnp.zeros((mode_count(order), *grid.shape), dtype).at[0].set(1)
-    return TiltModes(waves, grid, origin, float(plane), cutoff)
+    waves = np.zeros((mode_count(order), *grid.shape), dtype)
+    waves[0] = 1
+    return TiltModes(jnp.asarray(waves), grid, origin, float(plane), cutoff)
 
 
 def unscattered_beams(
@@ -163,7 +164,7 @@ def vacuum(specimen: SMatrix) -> Complex[Array, "components"]:
     count = specimen.waves.shape[0]
     if isinstance(specimen, Beams):
         return jnp.ones(count, specimen.waves.dtype)
-    return jnp.zeros(count, specimen.waves.dtype).at[0].set(1)
+    return jnp.asarray(np.arange(count) == 0, specimen.waves.dtype)
 
 
 @runtime_checkable
