@@ -340,7 +340,9 @@ LEAVES = {
 @pytest.mark.parametrize("representation", ["modes", "ladder", "beams"])
 def test_gradients_agree_with_finite_differences(x64, representation):
     """All leaves at once: 42 states, blurred, over a background."""
-    spoilt: dict[str, Any] = {"background": jnp.asarray(0.1), "blur": jnp.asarray(0.6)}
+    # Of a fixed type, as they are once they have been moved, so that one compilation does.
+    level, width = (jnp.asarray(a, float) for a in (0.1, 0.6))
+    spoilt: dict[str, Any] = {"background": level, "blur": width}
     camera = Detector(CAMERA.shape, CAMERA.pixel, 1, **spoilt)
     whole = model(representation, {"source": 0.25, "spread": 30.0, "probes": MIXED}, camera)
     assert whole.optics.states == 42
