@@ -153,7 +153,7 @@ def s_matrix(model: Scattering, data: Dataset, steps: int) -> Scattering:
 
 def test_true_layers_explain_the_counts():
     """Nothing is misplaced between simulator and model; outside the window little is scattered."""
-    data, slices, model, _ = experiment(positions=(5, 4))
+    data, slices, model, _ = experiment(positions=(4, 3))
     seen = model.specimen
     layers = empty_layers(seen.grid, seen.origin, np.asarray(slices.depths), MIDDLE, CUTOFF)
     truth = jnp.asarray(as_seen(slices, layers), layers.potential.dtype)
@@ -164,7 +164,7 @@ def test_true_layers_explain_the_counts():
 
 
 def test_two_layers_come_out_of_a_focal_series():
-    data, slices, model, _ = experiment(positions=(14, 12), halo=False)
+    data, slices, model, _ = experiment(positions=(12, 10), halo=False)
     result = fit_structure(s_matrix(model, data, 8), data, DEPTHS, steps=4)
     require_both_layers(result.model.specimen, slices)
     assert result.history["loss"][-1] < result.history["loss"][0]

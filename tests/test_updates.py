@@ -426,7 +426,7 @@ def test_a_table_hands_gradients_on_to_what_it_is_made_of(x64):
     planned = prepare(model, moving=("optics", "dose"))
     index = jnp.arange(16, dtype=jnp.int32)
     noise = jnp.asarray(np.random.default_rng(2).uniform(0.5, 1.5, (16, 16, 20)))
-    data = Batch(Frames(noise * planned(index)), index)
+    data = Batch(Frames(noise * eqx.filter_jit(planned)(index)), index)
     rates = {"optics.aberrations.C10": 3.0, "optics.aberrations.C12b": 5.0, "dose": 1.0}
     updates = per_leaf({name: optax.sgd(rate) for name, rate in rates.items()})
     loss, after = objective(poisson()), []
