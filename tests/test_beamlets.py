@@ -92,7 +92,7 @@ def on_rungs(model, per_pixel):
 
 def with_ladder(model, per_pixel):
     windows = (model.window, model.halo)
-    plan = ladder(
+    plan = eqx.filter_jit(ladder)(
         model.optics.of_point(), model.specimen, *windows, model.dose, model.stretch, per_pixel
     )
     return eqx.tree_at(lambda m: m.plan, model, plan, **NONE)
