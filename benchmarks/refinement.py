@@ -203,7 +203,7 @@ def through_layers(
     plain = sj.experiment.override(prepared.experiment, change)
     outcome = sj.workflow.fit(dataclasses.replace(prepared, experiment=plain), dataset)
     held_out = outcome.held_out
-    model, parameters = sj.refinement.refine(outcome.result.model, prepared.experiment.refine)
+    model, parameters = sj.workflow.refined_parameters(prepared.experiment, outcome.result.model)
     rate = optax.cosine_decay_schedule(0.3, steps, 0.05)
     adam = lambda parameter: optax.adam(rate, b2=0.95)
     joint = sj.refinement.joint(parameters, adam, len(dataset) - len(held_out))
@@ -248,7 +248,7 @@ def iteration(case: Case, repeats: int = 4) -> dict[str, Any]:
         begin = time.process_time()
         jax.block_until_ready(sj.make_step(loss, due)(model, state, frames, *kept))
         spent[kind].append(time.process_time() - begin)
-    least = {kind: min(times[1:]) for kind, times in spent.items()}  # the first compiles
+    least = {kind: min(times[1:]) for kind, times in spent.items()}  # the first compiles them
     count = collections.Counter(_moved(due) for due in every)
     mean = sum(least[kind] * number for kind, number in count.items()) / len(every)
     return {"core_seconds": least, "steps": dict(count), "ratio": mean / least["specimen"]}
@@ -320,6 +320,9 @@ def cases(data: pathlib.Path, folder: pathlib.Path) -> dict[str, Callable[[], Ca
         "refined": lambda: tubes_of(refine=REFINED),
         "told the truth, a tenth of the dose": lambda: told()._replace(thin=0.1),
         "refined, a tenth of the dose": lambda: tubes_of(refine=REFINED)._replace(thin=0.1),
+        "refined through layers, a tenth of the dose": lambda: tubes_of(refine=REFINED)._replace(
+            thin=0.1, layers=(15.0, 100.0), score=None
+        ),
         "refined, heavy atoms": lambda: simulated(folder / "heavy", heavy_atoms(), heavy, REFINED),
         "refined through layers, heavy atoms": lambda: simulated(
             folder / "layers", heavy_atoms(), heavy, REFINED

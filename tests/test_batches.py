@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smpr3d_jax.inverse.batches import chunks, draw, ordered
+from smpr3d_jax.data.counts import Frames
+from smpr3d_jax.data.dataset import Dataset
+from smpr3d_jax.inverse.batches import chunks, draw, each, ordered
 from smpr3d_jax.physics.beamlets import Beamlets, Table
 from smpr3d_jax.physics.detector import Detector
 from smpr3d_jax.physics.forward import Blocks, Scattering
 from smpr3d_jax.physics.optics import focal_series
-from smpr3d_jax.physics.scan import raster, series_of
+from smpr3d_jax.physics.scan import raster, Scan, series_of
 from smpr3d_jax.physics.smatrix import field, unscattered_beams, unscattered_modes
 
 
@@ -110,3 +112,22 @@ def test_all_frames_take_part_in_time():
     order, rng = np.arange(90), np.random.default_rng(0)
     seen = [draw(eqx.nn.Identity(), order, 40, rng) for _ in range(12)]
     assert len(np.unique(seen)) == 90
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 20])
+def test_each_frame_gets_its_own_answer(chunk):
+    """Seven frames fill no chunk of 4 or 20; what fills it up is not handed back."""
+    counts = Frames(jnp.asarray(np.arange(10)[:, None, None] * np.ones((1, 3, 2), int)))
+    scan = Scan(jnp.zeros((10, 2)), jnp.zeros(10, jnp.int32))
+    data, index = Dataset(counts, scan, ((1, 10),)), np.asarray([9, 2, 2, 0, 5, 7, 1])
+    sizes = []
+
+    def function(factor, part):
+        sizes.append(len(part.index))
+        values = part.counts.dense(jnp.float32)
+        return {"sum": factor * values.sum(axis=(1, 2)), "number": part.index}
+
+    found = each(function, 2.0, data, index, chunk)
+    np.testing.assert_array_equal(found["number"], index)
+    np.testing.assert_array_equal(found["sum"], 12 * index)
+    assert set(sizes) == {chunk}

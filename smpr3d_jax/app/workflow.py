@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +20,11 @@ import optax
 from jaxtyping import Float, Int
 
 from ..data.counts import Events, InputError
-from ..data.dataset import batch, Dataset, hold_out
+from ..data.dataset import Dataset, hold_out
 from ..data.readers import check_counts, check_series, load_series, open_source, Source
 from ..inverse import design, losses, priors, refinement, updates
-from ..inverse.batches import chunks, ordered
-from ..inverse.reconstruction import make_evaluation, reconstruct, Result, Step
+from ..inverse.batches import chunks, each, ordered
+from ..inverse.reconstruction import reconstruct, Result, Step
 from ..inverse.sections import diagonal_gauge, Gauge
 from ..inverse.structure import fit_structure
 from ..physics import sparse
@@ -357,17 +358,13 @@ def judge(
     chunk: int,
 ) -> dict[str, Any]:
     """R-factors and deviances per pixel of the final model, and what the run cost."""
-    evaluate, series = make_evaluation(chunk), np.asarray(dataset.scan.series)
-    score = lambda index: {
-        name: float(value) for name, value in evaluate(result.model, batch(dataset, index)).items()
-    }
-    fitted = score(ordered(result.model, training))
-    none = {"r_factor": None, "deviance": None, "noise": None}
-    kept = score(held_out) if len(held_out) else none
-    per_scan = [
-        score(ordered(result.model, training[series[training] == scan]))["r_factor"]
-        for scan in range(int(series.max()) + 1)
-    ]
+    every = ordered(result.model, np.concatenate([training, held_out]))
+    merits = each(eqx.filter_jit(losses.figures_of_merit), result.model, dataset, every, chunk)
+    score = partial(_score, merits, math.prod(dataset.counts.frame_shape))
+    fitting, scan_of = np.isin(every, training), np.asarray(dataset.scan.series)[every]
+    fitted, kept = score(fitting), score(~fitting)
+    scans = range(int(scan_of.max()) + 1)
+    per_scan = [score(fitting & (scan_of == scan))["r_factor"] for scan in scans]
     return {
         "r_factor": fitted["r_factor"],
         "r_factor_held_out": kept["r_factor"],
@@ -381,6 +378,15 @@ def judge(
         "iterations": len(result.history["loss"]),
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def _score(merits, pixels: int, among) -> dict[str, Any]:
+    """R-factor and deviances per pixel of some of the frames; None of no frame."""
+    if not np.any(among):
+        return {"r_factor": None, "deviance": None, "noise": None}
+    mean = {name: float(np.mean(values[among])) for name, values in merits.items()}
+    deviances = {name: mean[name] / pixels for name in ("deviance", "noise")}
+    return deviances | {"r_factor": mean["misfit"] / mean["amplitude"]}
 
 
 def peak_memory() -> int | None:

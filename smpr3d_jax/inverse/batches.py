@@ -1,8 +1,12 @@
 """In which order frames are taken: neighbours together, so that what they share is loaded once."""
 
+from collections.abc import Callable
+
+import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from ..data.dataset import Batch, batch, Dataset
 from ..physics.beamlets import Beamlets, Ladder
 from ..physics.forward import Blocks, Scattering
 from ..physics.smatrix import Beams, place
@@ -66,3 +70,20 @@ def draw(
         return rng.permutation(rows)
     rows, _ = chunks(rng.permutation(len(order)), size)
     return order[np.sort(rows, axis=1)]
+
+
+def each(
+    function: Callable[[PyTree, Batch], PyTree],
+    model: PyTree,
+    data: Dataset,
+    index: Int[np.ndarray, " frames"],
+    chunk: int = 64,
+) -> PyTree[np.ndarray]:
+    """What `function(model, batch)` says of each of the frames `index`, `chunk` of them at once.
+
+    The last chunk is filled up with its last frame, so that a compiled function is compiled once.
+    """
+    filled = np.concatenate([index, np.repeat(index[-1:], -len(index) % chunk)])
+    parts = [function(model, batch(data, row)) for row in filled.reshape(-1, chunk)]
+    whole = lambda *rows: np.concatenate([np.asarray(r, float) for r in rows])[: len(index)]
+    return jax.tree.map(whole, *parts)

@@ -22,11 +22,12 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ..data.counts import compare
-from ..data.dataset import batch, Dataset
+from ..data.dataset import Dataset
 from ..physics.forward import Scattering
 from ..physics.fourier import EXACT
 from ..physics.layers import Layers
 from ..physics.optics import CARTESIAN
+from .batches import each
 from .losses import figures_of_merit, Noise
 from .updates import named_leaves
 
@@ -173,11 +174,11 @@ def look_around(
     """
     sigma, offset = positions.sigma or positions.scale, coordinates(state)["positions"]
     start = np.asarray(model.scan.positions) - offset + offset.mean(axis=0)[None]
-    excess = _each(_excess, model, data, np.arange(len(data)), chunk)
+    excess = each(_excess, model, data, np.arange(len(data)), chunk)
     series, misfits = np.asarray(data.scan.series), partial(_misfit, noise)
     bad = [_largest(excess, np.flatnonzero(series == s), share) for s in np.unique(series)]
     frames = np.sort(np.concatenate(bad))
-    best = _each(misfits, model, data, frames, chunk)
+    best = each(misfits, model, data, frames, chunk)
     best = best + np.sum(offset[frames] ** 2, axis=1) / (2 * sigma**2)
     found = offset[frames].copy()
     for place in np.ndindex(9, 9):
@@ -186,7 +187,7 @@ def look_around(
             jnp.asarray(start[frames] - offset.mean(axis=0) + there, start.dtype)
         )
         tried = eqx.tree_at(lambda m: m.scan.positions, model, moved)
-        cost = _each(misfits, tried, data, frames, chunk) + np.sum(there**2) / (2 * sigma**2)
+        cost = each(misfits, tried, data, frames, chunk) + np.sum(there**2) / (2 * sigma**2)
         found = np.where((cost < best)[:, None], there, found)
         best = np.minimum(cost, best)
     changed = frames[np.any(found != offset[frames], axis=1)]
@@ -200,14 +201,6 @@ def look_around(
 def _largest(values, among, share: float):
     """Those of `among` with the largest `values`."""
     return among[np.argsort(-values[among])][: math.ceil(share * len(among))]
-
-
-def _each(function, model, data: Dataset, frames, chunk: int):
-    """A number for each frame; the last chunk is filled up with its first frame."""
-    filled = np.resize(np.concatenate([frames, np.full(-len(frames) % chunk, frames[0])]),
-                       (-(-len(frames) // chunk), chunk))  # fmt: skip
-    each = [function(model, batch(data, row)) for row in filled]
-    return np.concatenate([np.asarray(e, float) for e in each])[: len(frames)]
 
 
 @eqx.filter_jit
