@@ -273,3 +273,23 @@ def test_the_script_runs_in_a_browser(tmp_path, planes):
     assert done.stdout.count("<figcaption><strong>") == 5  # three charts, arrows, histogram
     assert "noise alone: 1</text>" in done.stdout
     assert "kept: 3</text>" in done.stdout
+
+
+def test_layers_are_shown_without_their_means(tmp_path):
+    potential = np.stack([sections()[3] + 50, -sections()[3]])
+    text, parsed, _ = written(tmp_path, layers={"potential": potential, "z": [-3.0, 85.25]})
+    shown = [f["alt"] for tag, f in parsed.tags if tag == "img" and "Potential" in f["alt"]]
+    assert shown == ["Potential at −3 Å", "Potential at 85.25 Å"]
+    assert "V Å, the mean of each layer taken off" in text
+    section = next(f for t, f in parsed.tags if f.get("aria-labelledby") == "h-layers")
+    assert "hidden" not in section
+    _, parsed, _ = written(tmp_path)
+    section = next(f for t, f in parsed.tags if f.get("aria-labelledby") == "h-layers")
+    assert "hidden" in section
+
+
+@pytest.mark.parametrize("z, said", [(None, r"\['z'\] missing"), ([1.0], "one `z` a layer")])
+def test_layers_without_their_depths_are_refused(tmp_path, z, said):
+    layers = {"potential": np.zeros((2, 4, 4))} | ({} if z is None else {"z": z})
+    with pytest.raises(ValueError, match=said):
+        written(tmp_path, layers=layers)

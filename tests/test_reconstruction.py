@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from smpr3d_jax.data.counts import Frames
 from smpr3d_jax.data.dataset import Batch, batch, Dataset, hold_out
+from smpr3d_jax.inverse import reconstruction
 from smpr3d_jax.inverse.losses import objective, poisson, shifted_amplitude
 from smpr3d_jax.inverse.reconstruction import (
     make_evaluation,
@@ -53,6 +54,22 @@ def squared(model, batch):
 LEVEL = Level(jnp.asarray(1.0))
 DESCENT = per_leaf({"level": optax.sgd(0.1)})
 FRAMES = constant(range(13))
+
+
+@pytest.mark.parametrize("own", [(), ("level",)])
+def test_frames_are_sorted_anew_where_what_is_their_own_moves(monkeypatch, own):
+    """What frames share, by which they are sorted, changes only as their own leaves do."""
+    seen = []
+    monkeypatch.setattr(
+        reconstruction, "ordered", lambda model, index: (seen.append(float(model.level)), index)[1]
+    )
+    updates = per_leaf({"level": optax.sgd(0.1)}, own=own)
+    levels = []
+    follow = lambda step: levels.append(float(step.model.level))
+    reconstruct(LEVEL, FRAMES, squared, updates, steps=3, callback=follow)
+    assert levels[0] != levels[1]
+    assert seen[-1] == (levels[1] if own else 1.0)
+    assert set(seen) == ({1.0, *levels[:2]} if own else {1.0})
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 50])

@@ -241,6 +241,7 @@ def test_a_run_may_end_with_a_potential(experiment_file, series, tmp_path):
     loss = found["history"]["loss"]
     assert loss[2] < loss[1] < loss[0]
     assert outcome.metrics["structure"]["deviance_held_out"] > 0
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("Potential at") == 2
     place = (found["origin_A"], found["pixel_size_A"], found["potential"].shape[1:])
     near, truth = true_layers(series, *place)
     for layer in (0, 1):

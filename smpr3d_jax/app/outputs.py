@@ -322,7 +322,17 @@ def write_report(outcome: Outcome, folder: pathlib.Path) -> None:
         stopped=stopped(outcome),
         refined=[refined_facts(r) for r in outcome.refined if not r.parameter.of_frames],
         offsets=offsets(outcome),
+        layers=_layers(outcome, folder, box),
     )
+
+
+def _layers(outcome: Outcome, folder: pathlib.Path, box) -> dict[str, Any] | None:
+    """The potential just written, for the eye, where there is one."""
+    if outcome.structure is None:
+        return None
+    found = store.load(folder / "result.h5", "structure")
+    place = (found["pixel_size_A"], found["origin_A"], box)
+    return {"potential": finer(found["potential"], *place)[0], "z": found["z"]}
 
 
 def stopped(outcome: Outcome) -> int | None:

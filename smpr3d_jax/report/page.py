@@ -66,6 +66,7 @@ def report_page(
     stopped: int | None = None,
     refined: Sequence[Mapping[str, Any]] = (),
     offsets: Mapping[str, Any] | None = None,
+    layers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a self-contained HTML report.
 
@@ -75,7 +76,8 @@ def report_page(
     in the corner unless `centred`; `numbers`, each a value or (value, unit); `settings` any nested
     facts; `notes` sentences that a reader should not miss. `noise` is the deviance per pixel that
     noise alone allows and `stopped` the iteration whose model was kept; `refined` parameters and
-    `offsets` of positions are as `report.refined` has them.
+    `offsets` of positions are as `report.refined` has them; `layers` has a `potential` (layers, y,
+    x) in V Å on square pixels, and its `z` in Å.
 
     **Raises:** ValueError where the depths do not match the planes, a history is not a series, or a
     refined parameter lacks what it needs.
@@ -90,39 +92,47 @@ def report_page(
     parameters = [refinement.parameter(facts) for facts in refined]
     height, width = (n * d for n, d in zip(sections.shape[1:], pair(pixel_size), strict=True))
     bar = nice_length(width)
-    paths = refinement.charts(parameters)
     moved = refinement.pictures(refinement.position_offsets(offsets)) if offsets else ""
     said = verdict(history or {}, noise, stopped)
+    potential, grey = _layers(layers) if layers else ("", "")
+    paths = refinement.charts(parameters)
     shown = {"volume": volume, "history": curves, "refined": paths}
-    data = json.dumps(shown, allow_nan=False)
-    hide = lambda absent: " hidden" if absent else ""
-    page = _template().substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        numbers="".join(_number(name, value) for name, value in (numbers or {}).items()),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
-        volume_hint=html.escape(hint),
-        aspect=f"{width:.6g} / {height:.6g}",
-        bar_percent=f"{100 * bar / width:.4g}",
-        bar_label=f"{bar:g} Å",
-        last=len(z) - 1,
-        start=volume["start"],
-        series=_selection(sections, z, volume["view"]),
-        verdict=html.escape(said),
-        parameters=refinement.table_rows(parameters),
-        offsets=moved,
-        frames="".join(_frame(frame, centred) for frame in frames),
-        settings=_settings(settings or {}),
-        data=data.replace("<", "\\u003c"),  # nothing in the text may end the script
-        hide_box=hide(scan_box is None),
-        hide_numbers=hide(not numbers and not notes),
-        hide_history=hide(not curves),
-        hide_verdict=hide(not said),
-        hide_refined=hide(not parameters and not moved),
-        hide_parameters=hide(not parameters),
-        hide_frames=hide(not frames),
-        hide_settings=hide(not settings),
-    )
+    fields = {
+        "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
+        "numbers": "".join(_number(name, value) for name, value in (numbers or {}).items()),
+        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        "volume_hint": html.escape(hint),
+        "aspect": f"{width:.6g} / {height:.6g}",
+        "bar_percent": f"{100 * bar / width:.4g}",
+        "bar_label": f"{bar:g} Å",
+        "last": len(z) - 1,
+        "start": volume["start"],
+        "series": _selection(sections, z, volume["view"]),
+        "verdict": html.escape(said),
+        "parameters": refinement.table_rows(parameters),
+        "offsets": moved,
+        "layers": potential,
+        "layers_hint": html.escape(grey),
+        "frames": "".join(_frame(frame, centred) for frame in frames),
+        "settings": _settings(settings or {}),
+    }
+    absent = {
+        "box": scan_box is None, "numbers": not numbers and not notes, "history": not curves,
+        "verdict": not said, "refined": not parameters and not moved, "parameters": not parameters,
+        "layers": not layers, "frames": not frames, "settings": not settings,
+    }  # fmt: skip
+    _write(path, fields, shown, absent)
+
+
+def _write(
+    path: store.Path, fields: dict[str, Any], data: dict[str, Any], absent: dict[str, bool]
+) -> None:
+    """Fill the frame of the page: texts, what its script draws, and which parts are hidden."""
+    script = json.dumps(data, allow_nan=False)
+    hidden = {f"hide_{name}": " hidden" if is_absent else "" for name, is_absent in absent.items()}
+    # Nothing in the text may end the script.
+    page = _template().substitute(fields | hidden, data=script.replace("<", "\\u003c"))
     with store.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -220,6 +230,26 @@ def _selection(sections: Any, depths: np.ndarray, view: tuple[float, float]) -> 
             f'<span class="tag tl">{label}</span></button>'
         )
     return "".join(items)
+
+
+def _layers(layers: Mapping[str, Any]) -> tuple[str, str]:
+    """A picture of each layer in one grey scale, and what a reader must know of them."""
+    if missing := {"potential", "z"} - set(layers):
+        raise ValueError(f"`layers` need `potential` and `z`; {sorted(missing)} missing.")
+    images, z = np.asarray(layers["potential"], float), np.asarray(layers["z"], float)
+    if images.ndim != 3 or images.shape[:1] != z.shape:
+        raise ValueError(
+            f"`layers`: a `potential` of shape {images.shape} needs one `z` a layer, got {z.shape}."
+        )
+    images = images - images.mean(axis=(1, 2), keepdims=True)
+    low, high = robust_range(images)
+    pictures = []
+    for image, depth in zip(images, z, strict=True):
+        label = f"{depth:.4g} Å".replace("-", "−")
+        picture = _img(_small(image), low, high, "gray", f"Potential at {label}")
+        pictures.append(f"<figure><figcaption>{label}</figcaption>{picture}</figure>")
+    grey = f"Grey from {_decimal(low)} to {_decimal(high)} V Å, the mean of each layer taken off."
+    return "".join(pictures), grey
 
 
 def _frame(frame: Mapping[str, Any], centred: bool) -> str:
