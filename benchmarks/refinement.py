@@ -12,7 +12,8 @@ removed; `fitted` and `held_out` frames), `defocus_A` (largest error of a relati
 `rotation_deg`, `camera_length` (errors), `own`, `width_A`, `deviance_held_out`,
 `noise_deviance_held_out`, `seconds`, `iterations`; what a case does not have is null or missing.
 `positions_at_best_A` is what Fisher information of the counts and a prior as wide as the truth
-leave of the positions' error where all else is known. The case "an iteration" times single steps
+leave of the positions' error where all else is known, the specimen being the one found, whose noise
+counts as structure: too hopeful where electrons are few. The case "an iteration" times single steps
 (least core seconds of some, taken in turn) and weighs them by how often the defaults take them.
 """
 
@@ -35,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from smatrix import machine
 
 import smpr3d_jax as sj
 from smpr3d_jax.inverse.batches import ordered
@@ -395,6 +397,8 @@ def write(records: list[dict[str, Any]], file: pathlib.Path | None) -> None:
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(records, indent=1) + "\n")
+        beside = file.with_suffix(".machine.json")
+        beside.write_text(json.dumps(machine(), indent=1) + "\n")
 
 
 if __name__ == "__main__":
