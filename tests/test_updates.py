@@ -283,6 +283,10 @@ def test_what_is_not_due_rests_and_costs_no_gradient():
     assert int(jax.tree.leaves(after[" ".join(name)])[0]) == 1
 
 
+def test_a_beat_comes_again_and_again():
+    assert [n for n in range(1, 12) if Beat(2, 3).due(n)] == [2, 5, 8, 11]
+
+
 def test_a_leaf_may_rest_while_those_move_that_share_its_optimiser():
     """Clipped together, so that one that moves feels whether the gradient of the other counts."""
     C12a = "lens.aberrations.C12a"

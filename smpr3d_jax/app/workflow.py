@@ -385,8 +385,7 @@ def _score(merits, pixels: int, among) -> dict[str, Any]:
     if not np.any(among):
         return {"r_factor": None, "deviance": None, "noise": None}
     mean = {name: float(np.mean(values[among])) for name, values in merits.items()}
-    deviances = {name: mean[name] / pixels for name in ("deviance", "noise")}
-    return deviances | {"r_factor": mean["misfit"] / mean["amplitude"]}
+    return losses.summary(mean, pixels)
 
 
 def peak_memory() -> int | None:

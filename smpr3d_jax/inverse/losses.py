@@ -7,6 +7,7 @@ differentiate will do. A loss is a function `(model, batch) -> float`, a mean ov
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -211,4 +212,16 @@ def figures_of_merit(model, batch: Batch) -> dict[str, Float[Array, " frames"]]:
         "noise": jnp.sum(expected_deviance(intensity), axis=pixels),
         "misfit": jnp.sum(misfit, axis=pixels),
         "amplitude": jnp.sum(root, axis=pixels),
+    }
+
+
+def summary(mean: dict[str, Any], pixels: int) -> dict[str, Any]:
+    """Deviance and noise per pixel, and the R-factor, of frames of whose figures this is the mean.
+
+    `pixels` of a frame; "r_factor" is the ratio of sums over all of the frames.
+    """
+    return {
+        "deviance": mean["deviance"] / pixels,
+        "noise": mean["noise"] / pixels,
+        "r_factor": mean["misfit"] / mean["amplitude"],
     }

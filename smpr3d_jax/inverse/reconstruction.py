@@ -7,7 +7,7 @@ frames of a batch; a large batch is differentiated chunk by chunk and averaged.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice, repeat
+from itertools import chain, count, islice, repeat
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..data.dataset import Batch, batch, Dataset
 from .batches import draw, ordered
-from .losses import figures_of_merit, Loss
+from .losses import figures_of_merit, Loss, summary
 from .updates import Updates
 
 
@@ -174,12 +174,7 @@ def make_evaluation(
 def _evaluate(chunk, model, frames):
     part = lambda b: jax.tree.map(jnp.mean, figures_of_merit(model, b))
     means = mean_over_chunks(part, frames, chunk)
-    pixels = math.prod(frames.counts.frame_shape)
-    return {
-        "deviance": means["deviance"] / pixels,
-        "noise": means["noise"] / pixels,
-        "r_factor": means["misfit"] / means["amplitude"],
-    }
+    return summary(means, math.prod(frames.counts.frame_shape))
 
 
 def start(model: PyTree, updates: Updates) -> Any:
@@ -220,27 +215,21 @@ def reconstruct(
     **Raises:** ValueError for frames that do not exist or are both fitted and held out, `patience`
     without held-out frames, or a loss that is no longer a number.
     """
-    training, held_out = _split(len(data), training, held_out)
-    if patience is not None and len(held_out) == 0:
-        raise ValueError(
-            f"`reconstruct`: `patience` {patience} needs `held_out` frames to judge the model by."
-        )
+    training, held_out = _split(len(data), training, held_out, patience)
     order, evaluate = ordered(model, training), make_evaluation(chunk)
     state = start(model, updates) if state is None else state
     watched = {"": _spread(order, max(len(held_out), 1)), "_held_out": held_out}
     watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
     aside = watched.get("_held_out")
     history: dict[str, list[float]] = {}
-    best, lowest, since = (model, state), math.inf, 0
+    best, part = Best(model, state), None
     rows = _batches(model, order, batch_size, seed, range(done, done + steps))
-    part = None
     for number, row in enumerate(rows, done + 1):
         due = updates.at(number)
-        if row is not None:
-            part = batch(data, row)
-        elif part is None or due.follows_frames():
+        if row is None and due.follows_frames():
             # What frames share changes as they move; out of order they would share little.
-            part = batch(data, ordered(model, training))
+            row = ordered(model, training)
+        part = part if row is None else batch(data, row)
         step = make_step(loss, due, chunk)
         kept = (aside,) if aside is not None and due.follows_frames() else ()
         model, state, value = step(model, state, part, *kept)
@@ -249,16 +238,30 @@ def reconstruct(
             _record(history, evaluate(model, frames), suffix)
         callback(Step(number, model, state, history))
         if patience is not None:
-            since += 1
-            if history["deviance_held_out"][-1] < lowest:
-                best, lowest, since = (model, state), history["deviance_held_out"][-1], 0
-            if since >= patience:
+            best = best.or_else(model, state, history["deviance_held_out"][-1])
+            if best.since >= patience:
                 break
-    model, state = (model, state) if patience is None else best
+    if patience is not None:
+        model, state = best.model, best.state
     return Result(model, history, state)
 
 
-def _split(frames: int, training, held_out):
+class Best(NamedTuple):
+    """The model of the lowest held-out deviance so far, and how many steps ago that was."""
+
+    model: PyTree
+    state: Any
+    deviance: float = math.inf
+    since: int = 0
+
+    def or_else(self, model: PyTree, state: Any, deviance: float) -> "Best":
+        """After one more step."""
+        if deviance < self.deviance:
+            return Best(model, state, deviance)
+        return self._replace(since=self.since + 1)
+
+
+def _split(frames: int, training, held_out, patience: int | None):
     """The frames to fit and those to judge by, checked."""
     held_out = np.zeros(0, int) if held_out is None else np.asarray(held_out)
     if training is None:
@@ -269,6 +272,10 @@ def _split(frames: int, training, held_out):
         raise ValueError(
             f"`reconstruct`: {len(both)} frames are in `training` and in `held_out` (first: "
             f"{both[0]}); a frame is either fitted or judged by."
+        )
+    if patience is not None and len(held_out) == 0:
+        raise ValueError(
+            f"`reconstruct`: `patience` {patience} needs `held_out` frames to judge the model by."
         )
     named = np.concatenate([training, held_out])
     if len(training) == 0 or named.min() < 0 or named.max() >= frames:
@@ -302,9 +309,9 @@ def _spread(order, number: int):
 def _batches(
     model, order, batch_size: int | None, seed: int, steps: range
 ) -> Iterator[Int[np.ndarray, " batch"] | None]:
-    """The frames of each step, in epochs drawn without replacement; None: all of them."""
+    """The frames of each step, in epochs drawn without replacement; None: those of the last."""
     if batch_size is None or batch_size >= len(order):
-        yield from repeat(None, len(steps))
+        yield from islice(chain([order], repeat(None)), len(steps))
         return
     if batch_size < 1:
         raise ValueError(f"`reconstruct`: `batch_size` {batch_size} is less than one frame.")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 
@@ -279,15 +278,13 @@ def _rises(layout, values, halo, row):
     inner = tuple(rise(values, layout.shape, axis) for axis in (0, 1))
     if halo is None:
         return inner, None
-    # Within the inner window the sum of all modes stands.
-    rim = np.ones(_wide(layout, halo)[0], bool)
-    rim[_inner(layout, halo)] = False
-    return inner, tuple(jnp.where(rim, rise(halo, rim.shape, axis)[0], 0) for axis in (0, 1))
+    wide, _ = _wide(layout, halo)
+    return inner, tuple(rise(halo, wide, axis)[0] for axis in (0, 1))
 
 
 def _slope(layout, waves, halo, at, to, rises):
     inner, around = rises
-    weight = to if halo is None else to[_inner(layout, halo)]
+    weight, rim = _parts(layout, halo, to)
 
     def term(p):
         seen = weight * _mode(waves, p, at, layout.shape)
@@ -296,7 +293,7 @@ def _slope(layout, waves, halo, at, to, rises):
     sums = _over_modes(term, [jnp.zeros(layout.shape, waves.real.dtype)] * 2, waves)
     sums = [_total(s) for s in sums]
     if halo is not None:
-        seen = to * _around(layout, waves, halo, at)
+        seen = rim * _around(layout, waves, halo, at)
         sums = [s + _total(_real(seen, rise)) for s, rise in zip(sums, around, strict=True)]
     return jnp.stack(sums)
 

@@ -90,49 +90,53 @@ def report_page(
     volume, hint = _volume(sections, z, pair(pixel_size), pair(origin), scan_box)
     curves = _curves(history or {}, noise, stopped)
     parameters = [refinement.parameter(facts) for facts in refined]
-    height, width = (n * d for n, d in zip(sections.shape[1:], pair(pixel_size), strict=True))
-    bar = nice_length(width)
-    moved = refinement.pictures(refinement.position_offsets(offsets)) if offsets else ""
-    said = verdict(history or {}, noise, stopped)
+    shown = {"volume": volume, "history": curves, "refined": refinement.charts(parameters)}
     potential, grey = _layers(layers) if layers else ("", "")
-    paths = refinement.charts(parameters)
-    shown = {"volume": volume, "history": curves, "refined": paths}
     fields = {
         "title": html.escape(title),
         "subtitle": html.escape(subtitle),
         "numbers": "".join(_number(name, value) for name, value in (numbers or {}).items()),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
         "volume_hint": html.escape(hint),
-        "aspect": f"{width:.6g} / {height:.6g}",
-        "bar_percent": f"{100 * bar / width:.4g}",
-        "bar_label": f"{bar:g} Å",
-        "last": len(z) - 1,
+        **_stage(sections.shape, pair(pixel_size)),
         "start": volume["start"],
         "series": _selection(sections, z, volume["view"]),
-        "verdict": html.escape(said),
+        "verdict": html.escape(verdict(history or {}, noise, stopped)),
         "parameters": refinement.table_rows(parameters),
-        "offsets": moved,
+        "offsets": refinement.pictures(refinement.position_offsets(offsets)) if offsets else "",
         "layers": potential,
         "layers_hint": html.escape(grey),
         "frames": "".join(_frame(frame, centred) for frame in frames),
         "settings": _settings(settings or {}),
     }
-    absent = {
-        "box": scan_box is None, "numbers": not numbers and not notes, "history": not curves,
-        "verdict": not said, "refined": not parameters and not moved, "parameters": not parameters,
-        "layers": not layers, "frames": not frames, "settings": not settings,
+    _write(path, fields, shown)
+
+
+def _stage(shape: tuple[int, ...], pixel: tuple[float, float]) -> dict[str, Any]:
+    """The last plane, the shape of all, and their scale bar."""
+    height, width = (n * d for n, d in zip(shape[1:], pixel, strict=True))
+    bar = nice_length(width)
+    return {
+        "last": shape[0] - 1,
+        "aspect": f"{width:.6g} / {height:.6g}",
+        "bar_percent": f"{100 * bar / width:.4g}",
+        "bar_label": f"{bar:g} Å",
+    }
+
+
+def _write(path: store.Path, fields: dict[str, Any], data: dict[str, Any]) -> None:
+    """Fill the frame of the page, and hide the parts that have nothing to show."""
+    texts = {
+        "numbers": ("numbers", "notes"), "verdict": ("verdict",), "parameters": ("parameters",),
+        "refined": ("parameters", "offsets"), "layers": ("layers",), "frames": ("frames",),
+        "settings": ("settings",),
     }  # fmt: skip
-    _write(path, fields, shown, absent)
-
-
-def _write(
-    path: store.Path, fields: dict[str, Any], data: dict[str, Any], absent: dict[str, bool]
-) -> None:
-    """Fill the frame of the page: texts, what its script draws, and which parts are hidden."""
-    script = json.dumps(data, allow_nan=False)
-    hidden = {f"hide_{name}": " hidden" if is_absent else "" for name, is_absent in absent.items()}
+    absent = {part: not any(fields[name] for name in names) for part, names in texts.items()}
+    absent |= {"history": not data["history"], "box": data["volume"]["box"] is None}
+    hidden = {f"hide_{part}": " hidden" if nothing else "" for part, nothing in absent.items()}
     # Nothing in the text may end the script.
-    page = _template().substitute(fields | hidden, data=script.replace("<", "\\u003c"))
+    script = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    page = _template().substitute(fields | hidden, data=script)
     with store.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -222,7 +226,7 @@ def _selection(sections: Any, depths: np.ndarray, view: tuple[float, float]) -> 
     """Some sections as small pictures, evenly spaced, that lead to their planes."""
     items = []
     for index in evenly(len(depths), _SELECTED_PLANES):
-        label = f"{depths[index]:.4g} Å".replace("-", "−")
+        label = f"{_decimal(float(depths[index]))} Å"
         image = _small(np.asarray(sections[int(index)], float))
         picture = _img(image, *view, "gray", f"Section at {label}")
         items.append(
@@ -245,7 +249,7 @@ def _layers(layers: Mapping[str, Any]) -> tuple[str, str]:
     low, high = robust_range(images)
     pictures = []
     for image, depth in zip(images, z, strict=True):
-        label = f"{depth:.4g} Å".replace("-", "−")
+        label = f"{_decimal(depth)} Å"
         picture = _img(_small(image), low, high, "gray", f"Potential at {label}")
         pictures.append(f"<figure><figcaption>{label}</figcaption>{picture}</figure>")
     grey = f"Grey from {_decimal(low)} to {_decimal(high)} V Å, the mean of each layer taken off."
