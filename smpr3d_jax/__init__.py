@@ -35,7 +35,7 @@ from .data.dataset import (
     join as join,
     subset as subset,
 )
-from .data.readers import open_source as open_source, read_series as read_series, Source as Source
+from .data.readers import read as read, read_series as read_series, Source as Source
 from .inverse import (
     design as design,
     losses as losses,

@@ -6,7 +6,7 @@ import pytest
 
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import (
-    open_source,
+    read,
     write_emd,
 )
 
@@ -16,7 +16,7 @@ from .scan_files import flat, opened, SCAN, some_cube
 def test_emd_facts_and_layout(tmp_path):
     path = tmp_path / "cube.h5"
     write_emd(path, some_cube(), 0.5, 1.5, energy=8e4)
-    assert open_source(path).facts == {
+    assert read(path).facts == {
         "scan_step_A": (0.5, 0.5),
         "detector_pixel_mrad": (1.5, 1.5),
         "energy_ev": 8e4,
@@ -26,7 +26,7 @@ def test_emd_facts_and_layout(tmp_path):
         assert file["datacube_root/datacube"].attrs["python_class"] == "DataCube"
         assert file["datacube_root/datacube/dim1"][()].tolist() == [0.0, 0.5]
     write_emd(path, some_cube(1), (0.5, 0.25), 1.5)
-    assert open_source(path).facts["scan_step_A"] == (0.5, 0.25)
+    assert read(path).facts["scan_step_A"] == (0.5, 0.25)
     assert [p.name for p in tmp_path.iterdir()] == ["cube.h5"]
 
 
@@ -37,7 +37,7 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_emd(path, some_cube(1), 0.5, 1.5)
     assert [p.name for p in tmp_path.iterdir()] == ["cube.h5"]
-    np.testing.assert_array_equal(open_source(path).read().dense(), flat(some_cube()))
+    np.testing.assert_array_equal(read(path).read().dense(), flat(some_cube()))
 
 
 def calibrated(path, dims=None, **known):
@@ -93,7 +93,7 @@ PIXELS = {
     ],
 )
 def test_emd_calibration(tmp_path, known, facts):
-    found = open_source(calibrated(tmp_path / "c.h5", **known)).facts
+    found = read(calibrated(tmp_path / "c.h5", **known)).facts
     assert found.keys() == facts.keys()
     for key, value in facts.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-12)
@@ -107,7 +107,7 @@ def test_emd_rotation_is_ours(tmp_path):
     cos, sin = np.cos(angle), np.sin(angle)
     for flip in (False, True):
         path = calibrated(tmp_path / "c.h5", QR_rotation=angle, QR_flip=flip)
-        facts = open_source(path).facts
+        facts = read(path).facts
         step = raster(SCAN, (1.0, 1.0), np.radians(facts["rotation_deg"]), facts["transpose"])
         exchanged = step[:, ::-1] if flip else step
         back = exchanged @ np.array([[cos, sin], [-sin, cos]])
@@ -122,7 +122,7 @@ def test_emd_axes(tmp_path):
         "dim3": (np.array([-4.0, -3.98]), "A^-1"),
     }
     path = calibrated(tmp_path / "c.h5", dims, R_pixel_size=0.7, R_pixel_units="A")
-    source = open_source(path)
+    source = read(path)
     assert source.facts["scan_step_A"] == (0.7, 0.7)
     np.testing.assert_allclose(source.facts["detector_pixel_inv_A"], 0.02)
     assert source.notes == (
@@ -136,10 +136,10 @@ def test_emd_without_a_datacube(tmp_path):
     with opened(path, "a") as file:
         file.copy("datacube_root/datacube", "datacube_root/other")
     with pytest.raises(InputError, match="2 datacubes: /datacube_root/datacube, /datacube_root/o"):
-        open_source(path)
-    assert open_source(path, dataset="other").dataset == "/datacube_root/other/data"
+        read(path)
+    assert read(path, dataset="other").dataset == "/datacube_root/other/data"
     with opened(path, "a") as file:
         del file["datacube_root/datacube"]
         del file["datacube_root/other/data"]
     with pytest.raises(InputError, match=r"c\.h5: has no 4D datacube .*other/dim0 \(2,\) float64"):
-        open_source(path)
+        read(path)

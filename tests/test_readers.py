@@ -11,7 +11,7 @@ from smpr3d_jax.data import readers
 from smpr3d_jax.data.counts import Frames, InputError
 from smpr3d_jax.data.readers import (
     check_series,
-    open_source,
+    read,
     write_emd,
 )
 from smpr3d_jax.data.readers.source import Source
@@ -52,7 +52,7 @@ def test_dense_formats(tmp_path, name, suffix):
     cube = some_cube()
     DENSE[name](tmp_path / name, cube)
     path = (tmp_path / name).rename(tmp_path / (name if suffix else "no_suffix"))
-    source = open_source(path)
+    source = read(path)
     assert (source.scan_shape, source.frame_shape, source.kind) == (SCAN, FRAME, "dense")
     counts = source.read()
     assert isinstance(counts, Frames)
@@ -75,20 +75,20 @@ def test_a_stack_needs_its_scan_shape(tmp_path, suffix):
     else:
         {"npy": np.save, "npz": np.savez}[suffix](path, stack)
     with pytest.raises(InputError, match="scan_shape"):
-        open_source(path)
+        read(path)
     with pytest.raises(InputError, match="15 frames.*asks for 12"):
-        open_source(path, scan_shape=(3, 4))
-    source = open_source(path, scan_shape=SCAN)
+        read(path, scan_shape=(3, 4))
+    source = read(path, scan_shape=SCAN)
     np.testing.assert_array_equal(source.read(np.array([7, 1])).dense(), stack[[7, 1]])
 
 
 def test_hints_must_agree(tmp_path):
     np.save(tmp_path / "a.npy", some_cube())
-    assert open_source(tmp_path / "a.npy", scan_shape=(15, 1)).scan_shape == (15, 1)
+    assert read(tmp_path / "a.npy", scan_shape=(15, 1)).scan_shape == (15, 1)
     with pytest.raises(InputError, match=r"a\.npy.*\(4, 6\).*\(6, 4\)"):
-        open_source(tmp_path / "a.npy", frame_shape=(6, 4))
+        read(tmp_path / "a.npy", frame_shape=(6, 4))
     with pytest.raises(InputError, match="no format 'dm5'.*emd"):
-        open_source(tmp_path / "a.npy", format="dm5")
+        read(tmp_path / "a.npy", format="dm5")
 
 
 def test_one_of_several_datasets(tmp_path):
@@ -96,15 +96,15 @@ def test_one_of_several_datasets(tmp_path):
     with opened(path, "w") as file:
         file["first"], file["second"] = some_cube(0), some_cube(1)
     with pytest.raises(InputError, match="2 4D datasets: /first, /second"):
-        open_source(path)
-    source = open_source(path, dataset="second")
+        read(path)
+    source = read(path, dataset="second")
     np.testing.assert_array_equal(source.read().dense(), flat(some_cube(1)))
     with pytest.raises(InputError, match=r"no dataset 'third'.*/first \(3, 5, 4, 6\)"):
-        open_source(path, dataset="third")
+        read(path, dataset="third")
     np.savez(tmp_path / "two.npz", first=some_cube(0), second=some_cube(1))
     with pytest.raises(InputError, match="2 arrays to choose from"):
-        open_source(tmp_path / "two.npz")
-    source = open_source(tmp_path / "two.npz", dataset="second")
+        read(tmp_path / "two.npz")
+    source = read(tmp_path / "two.npz", dataset="second")
     np.testing.assert_array_equal(source.read().dense(), flat(some_cube(1)))
 
 
@@ -112,7 +112,7 @@ def test_one_of_several_datasets(tmp_path):
 def test_wide_types_become_what_jax_keeps(tmp_path, dtype):
     cube = (some_cube() > 0).astype(dtype)
     np.save(tmp_path / "a.npy", cube)
-    values = open_source(tmp_path / "a.npy").read().dense()
+    values = read(tmp_path / "a.npy").read().dense()
     np.testing.assert_array_equal(values, flat(cube).astype(float))
 
 
@@ -121,7 +121,7 @@ def test_a_count_too_large_for_the_device(tmp_path):
     cube[1, 2, 3, 3] = 2**40
     np.save(tmp_path / "a.npy", cube)
     with jax.enable_x64(False), pytest.raises(InputError, match="1099511627776 .* into int32"):
-        open_source(tmp_path / "a.npy").read()
+        read(tmp_path / "a.npy").read()
 
 
 def truncated(path):
@@ -185,13 +185,13 @@ def test_unreadable_files(tmp_path, make, message):
     path = tmp_path / "scan_0.h5"
     make(path)
     with pytest.raises(InputError, match=f"scan_0.h5.*{message}"):
-        open_source(path)
+        read(path)
 
 
 def test_a_damaged_chunk(tmp_path):
     damaged_chunk(tmp_path / "scan.h5")
     with pytest.raises(InputError, match="scan.h5: cannot be read"):
-        open_source(tmp_path / "scan.h5").read()
+        read(tmp_path / "scan.h5").read()
 
 
 class Counting:
@@ -231,7 +231,7 @@ def test_a_file_larger_than_memory_is_only_described(tmp_path, kind):
             file.truncate(start + 10**12)
             file.seek(start + (500 * 1000 + 3) * 10**6)
             file.write(b"\7")
-    source = open_source(path)
+    source = read(path)
     assert (source.format, len(source)) == (kind, 10**6)
     assert float(source.read(np.array([500_003])).dense()[0, 0, 0]) == 7
 
@@ -246,17 +246,17 @@ def test_register_a_format(tmp_path, monkeypatch):
 
     readers.register("mine", lambda p: p.read_bytes()[:4] == b"mine", describe_mine)
     (tmp_path / "scan.h5").write_bytes(b"mine")
-    source = open_source(tmp_path / "scan.h5", gain=3)
+    source = read(tmp_path / "scan.h5", gain=3)
     assert (source.format, source.facts) == ("mine", {"gain": 3})
     np.testing.assert_array_equal(source.read(np.array([4])).dense(), cube[[4]])
     np.save(tmp_path / "a.npy", some_cube())
-    assert open_source(tmp_path / "a.npy").format == "numpy"
+    assert read(tmp_path / "a.npy").format == "numpy"
 
 
 def test_dense_and_thinned_series_agree():
     for scan in ("scan_0.h5", "scan_3.h5"):
-        dense = open_source(shared_data("nanotubes_series", scan))
-        events = open_source(shared_data("nanotubes_events", scan))
+        dense = read(shared_data("nanotubes_series", scan))
+        events = read(shared_data("nanotubes_events", scan))
         assert (dense.format, events.format) == ("emd", "stempy")
         assert dense.scan_shape == events.scan_shape == (40, 40)
         assert dense.facts["scan_step_A"] == (0.4, 0.4)

@@ -9,7 +9,7 @@ from smpr3d_jax.data.counts import Events, events_from_frames, Frames, InputErro
 from smpr3d_jax.data.readers import (
     check_counts,
     describe,
-    open_source,
+    read,
     write_stempy,
 )
 
@@ -26,7 +26,7 @@ def test_version_1(tmp_path):
     cube, order = some_cube(), np.random.default_rng(3).permutation(15)
     entries = [lists_of(cube)[i] for i in order]
     path = save_events(tmp_path / "v1.h5", entries, order.astype(np.int16), 1)
-    source = open_source(path, frame_shape=FRAME)
+    source = read(path, frame_shape=FRAME)
     np.testing.assert_array_equal(source.read().dense(), flat(cube))
     assert source.notes == ()
 
@@ -37,7 +37,7 @@ def test_version_2(tmp_path):
     kept = positions != 6
     entries = [e for e, k in zip(entries, kept, strict=True) if k]
     path = save_events(tmp_path / "v2.h5", entries, positions[kept], 2)
-    source = open_source(path, frame_shape=FRAME)
+    source = read(path, frame_shape=FRAME)
     expected = flat(some_cube()).copy()
     expected[6] = 0
     np.testing.assert_array_equal(source.read().dense(), expected)
@@ -55,7 +55,7 @@ def test_version_3(tmp_path, per_position):
     if per_position == 2:
         entries = [half for e in entries for half in (e[:4], e[4:])]
     path = save_events(tmp_path / "v3", entries, np.arange(15), 3)
-    source = open_source(path, frame_shape=FRAME)
+    source = read(path, frame_shape=FRAME)
     assert (source.format, source.kind, source.scan_shape) == ("stempy", "events", SCAN)
     counts = source.read()
     assert isinstance(counts, Events)
@@ -67,7 +67,7 @@ def test_write_stempy(tmp_path):
     cube = some_cube()
     events = events_from_frames(Frames(jnp.asarray(flat(cube))))
     write_stempy(tmp_path / "v3.h5", events, SCAN)
-    source = open_source(tmp_path / "v3.h5")
+    source = read(tmp_path / "v3.h5")
     assert (source.scan_shape, source.frame_shape) == (SCAN, FRAME)
     np.testing.assert_array_equal(source.read().dense(), flat(cube))
     assert [p.name for p in tmp_path.iterdir()] == ["v3.h5"]
@@ -77,9 +77,9 @@ def test_write_stempy(tmp_path):
 
 def test_a_frame_that_is_not_square_needs_a_shape(v3):
     with pytest.raises(InputError, match=r"v3\.h5.*\(6, 4\) or \(4, 6\)"):
-        open_source(v3)
+        read(v3)
     with pytest.raises(InputError, match=r"frame_shape=\(3, 8\)"):
-        open_source(v3, frame_shape=(3, 8))
+        read(v3, frame_shape=(3, 8))
 
 
 def edit(path, edit):
@@ -111,9 +111,9 @@ def test_broken_event_files(v3, change, message):
     edit(v3, change)
     if message is not None:
         with pytest.raises(InputError, match=message):
-            open_source(v3, frame_shape=FRAME)
+            read(v3, frame_shape=FRAME)
         return
-    source = open_source(v3, frame_shape=FRAME)
+    source = read(v3, frame_shape=FRAME)
     source.read(np.arange(7))
     for reading in (source.read, lambda: describe(source), lambda: check_counts(source)):
         with pytest.raises(InputError, match=r"v3\.h5.*index 24 at scan position 7, .*4 × 6"):
@@ -126,5 +126,5 @@ def test_only_the_entries_asked_for_are_read(v3, monkeypatch):
     monkeypatch.setattr(
         readers.stempy, "_entries", lambda f, wanted: seen.extend(wanted) or entries(f, wanted)
     )
-    open_source(v3, frame_shape=FRAME).read(np.array([11, 3]))
+    read(v3, frame_shape=FRAME).read(np.array([11, 3]))
     assert seen == [11, 3]

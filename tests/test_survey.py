@@ -9,7 +9,7 @@ from smpr3d_jax.data.readers import (
     check_counts,
     check_series,
     describe,
-    open_source,
+    read,
     write_emd,
     write_stempy,
 )
@@ -24,7 +24,7 @@ def test_impossible_counts(tmp_path, value, what):
     cube = some_cube(dtype=np.float32)
     cube[1, 3, 2, 2] = cube[2, 0, 0, 0] = value
     np.save(tmp_path / "scan.npy", cube)
-    source = open_source(tmp_path / "scan.npy")
+    source = read(tmp_path / "scan.npy")
     source.read(np.arange(8))
     message = rf"scan\.npy.*2 of 15 frames have .*{what}.*frame 8 \(scan position 1, 3\)"
     for reading in (source.read, lambda: check_counts(source)):
@@ -42,7 +42,7 @@ def test_empty_frames(tmp_path, kind):
         write_emd(path, cube, 0.5, 1.5)
     else:
         write_stempy(path, events_from_frames(Frames(jnp.asarray(flat(cube)))), SCAN)
-    source = open_source(path)
+    source = read(path)
     with pytest.raises(InputError, match="2 of 15 frames have no counts at all.*frame 7"):
         check_counts(source)
     assert check_counts(source, allow_empty=True) == (
@@ -50,23 +50,23 @@ def test_empty_frames(tmp_path, kind):
     )
     np.save(tmp_path / "dark.npy", 0 * cube)
     with pytest.raises(InputError, match="15 of 15 frames have no counts"):
-        check_counts(open_source(tmp_path / "dark.npy"), allow_empty=True)
+        check_counts(read(tmp_path / "dark.npy"), allow_empty=True)
 
 
 def test_empty_frames_at_a_dose_that_explains_them_are_only_told_of(tmp_path):
     cube = np.zeros((*SCAN, 6, 8), np.uint8)
     cube.reshape(-1, 48)[:12, 5] = 2
     np.save(tmp_path / "sparse.npy", cube)
-    (note,) = check_counts(open_source(tmp_path / "sparse.npy"))
+    (note,) = check_counts(read(tmp_path / "sparse.npy"))
     assert "3 of 15 frames have no counts at all" in note
 
 
 def test_counts_that_are_not_whole(tmp_path):
     np.save(tmp_path / "scan.npy", some_cube() * 0.5)
-    notes = check_counts(open_source(tmp_path / "scan.npy"))
+    notes = check_counts(read(tmp_path / "scan.npy"))
     assert len(notes) == 1 and "not whole numbers" in notes[0]
     np.save(tmp_path / "scan.npy", some_cube() * 2.0)
-    assert check_counts(open_source(tmp_path / "scan.npy")) == ()
+    assert check_counts(read(tmp_path / "scan.npy")) == ()
 
 
 @pytest.mark.parametrize("kind", ["dense", "events"])
@@ -78,7 +78,7 @@ def test_describe(tmp_path, kind, monkeypatch):
         write_emd(path, cube, 0.5, 1.5)
     else:
         write_stempy(path, events_from_frames(Frames(jnp.asarray(flat(cube)))), SCAN)
-    source = open_source(path)
+    source = read(path)
     # Four blocks, the last one shorter.
     monkeypatch.setattr(Source, "blocks", lambda s: iter(np.array_split(np.arange(15), 4)))
     said = describe(source)
@@ -97,7 +97,7 @@ def test_describe(tmp_path, kind, monkeypatch):
 
 def test_blocks_cover_the_scan_once(tmp_path):
     np.save(tmp_path / "a.npy", some_cube(dtype=np.uint16))
-    source = open_source(tmp_path / "a.npy")
+    source = read(tmp_path / "a.npy")
     blocks = list(source.blocks(4 * 48))
     assert [len(b) for b in blocks] == [4, 4, 4, 3]
     np.testing.assert_array_equal(np.concatenate(blocks), np.arange(15))
@@ -108,7 +108,7 @@ def test_check_series(tmp_path):
     steps = {"b": (0.6, 1.5), "e": (0.5, 1.6)}
     for name in "abcde":
         write_emd(tmp_path / name, cubes.get(name, some_cube()), *steps.get(name, (0.5, 1.5)))
-    a, b, c, d, e = (open_source(tmp_path / name) for name in "abcde")
+    a, b, c, d, e = (read(tmp_path / name) for name in "abcde")
     assert check_series([a]) == check_series([a, a]) == ()
     assert "scan_step_A is (0.6, 0.6)" in check_series([a, b])[0]
     with pytest.raises(InputError, match=r"c: scan_shape is \(2, 5\).*a is \(3, 5\)"):
@@ -123,10 +123,10 @@ def test_check_series(tmp_path):
 
 
 def test_describe_real_scans():
-    said = describe(open_source(shared_data("nanotubes_series", "scan_0.h5")))
+    said = describe(read(shared_data("nanotubes_series", "scan_0.h5")))
     np.testing.assert_allclose(said["mean_electrons_per_frame"], 15980, rtol=0.01)
     np.testing.assert_allclose(said["center_of_mass"], (25, 25), atol=0.3)
-    source = open_source(shared_data("defocused_probe_300kV", "scan.h5"))
+    source = read(shared_data("defocused_probe_300kV", "scan.h5"))
     assert (source.scan_shape, source.frame_shape) == ((64, 64), (128, 128))
     assert source.facts == {
         "scan_step_A": (31.25, 31.25),

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data.counts import InputError
-from ..data.readers import describe, open_source
+from ..data.readers import describe, read
 from ..inverse.reconstruction import Step
 from . import outputs, simulate as simulation, workflow
 from .experiment import Experiment, from_mapping, load, override, template
@@ -137,7 +137,7 @@ def info(
     """Say what a data file holds: format, shapes, calibration, electrons per frame."""
     with refusing():
         hints = {"dataset": dataset, "scan_shape": scan_shape}
-        known = describe(open_source(file, **{k: v for k, v in hints.items() if v is not None}))
+        known = describe(read(file, **{k: v for k, v in hints.items() if v is not None}))
     if as_json:
         print(json.dumps(known, default=_plain))
         return

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from ..data.counts import Events, InputError
 from ..data.dataset import Dataset, hold_out
-from ..data.readers import check_counts, check_series, load_series, open_source, Source
+from ..data.readers import check_counts, check_series, load_series, read, Source
 from ..inverse import design, losses, priors, refinement, updates
 from ..inverse.batches import chunks, each, ordered
 from ..inverse.reconstruction import reconstruct, Result, Step
@@ -90,7 +90,7 @@ def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
     """
     require_available(experiment)
     sources = tuple(
-        open_source(scan.file, **_hints(scan.dataset, scan.scan_shape)) for scan in experiment.scans
+        read(scan.file, **_hints(scan.dataset, scan.scan_shape)) for scan in experiment.scans
     )
     notes = list(check_series(sources, same_raster=True))
     experiment, said = merge_facts(experiment, [source.facts for source in sources])

@@ -1,6 +1,6 @@
 """From files to counts: one file a format, chosen by looking inside the data.
 
-`open_source(path)` describes a scan without reading its frames; `register` adds a format.
+`read(path)` describes a scan without reading its frames; `register` adds a format.
 """
 
 import os
@@ -25,10 +25,11 @@ from .survey import (
 
 
 class Format(NamedTuple):
-    """How to tell a format by the file's content, and how to open it."""
+    """How to tell a format by the file's content, and how to open it; some keep it in a folder."""
 
     recognises: Callable[[pathlib.Path], bool]
     open: Callable[..., Source]
+    folder: bool = False
 
 
 # In the order of asking: the one that takes any array comes last.
@@ -40,20 +41,24 @@ _FORMATS: dict[str, Format] = {
 
 
 def register(
-    name: str, recognises: Callable[[pathlib.Path], bool], open: Callable[..., Source]
+    name: str,
+    recognises: Callable[[pathlib.Path], bool],
+    open: Callable[..., Source],
+    folder: bool = False,
 ) -> None:
     """Add a format, asked before all others, or replace the one of this name.
 
     `recognises(path)` looks inside the file; `open(path, **hints)` returns a `Source` whose `load`
-    takes flat scan positions and gives numpy frames or `(indptr, pixels)`.
+    takes flat scan positions and gives numpy frames or `(indptr, pixels)`. `folder`: the format
+    keeps its data in a folder, as zarr does.
     """
     others = {key: value for key, value in _FORMATS.items() if key != name}
     _FORMATS.clear()
-    _FORMATS.update({name: Format(recognises, open), **others})
+    _FORMATS.update({name: Format(recognises, open, folder), **others})
 
 
-def open_source(path: str | os.PathLike, **hints: Any) -> Source:
-    """Describe the scan in a file, reading none of its frames.
+def read(path: str | os.PathLike, **hints: Any) -> Source:
+    """Describe the scan in a file, reading none of its frames; `Source.read` gives the counts.
 
     Hints say what the file does not: `dataset` (name inside the file), `scan_shape` (slow, fast),
     `frame_shape` (ky, kx), and `format` to skip the recognition.
@@ -62,17 +67,23 @@ def open_source(path: str | os.PathLike, **hints: Any) -> Source:
     recognises it, or it holds no frames.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}; check the path, relative to {pathlib.Path.cwd()}.")
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; check the path, relative to {pathlib.Path.cwd()}."
+        )
     if "format" in hints:
         name = hints.pop("format")
         if name not in _FORMATS:
             raise InputError(f"{path}: there is no format {name!r}; known are {[*_FORMATS]}.")
         return _FORMATS[name].open(path, **hints)
+    folder = path.is_dir()
     for reader in _FORMATS.values():
-        if reader.recognises(path):
+        if folder == reader.folder and reader.recognises(path):
             return reader.open(path, **hints)
+    if folder:
+        raise InputError(
+            f"{path} is a folder, and none that a format keeps its data in; name a file in it."
+        )
     with open(path, "rb") as file:
         start = file.read(8)
     raise InputError(
@@ -89,10 +100,10 @@ def read_series(
     center: tuple[float, float] | None = None,
     **hints: Any,
 ) -> Dataset:
-    """The dataset of a series from its files; arguments as for `load_series` and `open_source`.
+    """The dataset of a series from its files; arguments as for `load_series` and `read`.
 
     **Raises:** InputError for files that cannot be read or do not belong together.
     """
-    sources = [open_source(path, **hints) for path in paths]
+    sources = [read(path, **hints) for path in paths]
     check_series(sources)
     return load_series(sources, scan_step, rotation, transpose, center)

@@ -34,7 +34,8 @@ class Source:
     `facts` holds what the file says about the experiment, in our units, and nothing else:
     `scan_step_A` and `detector_pixel_mrad` or `detector_pixel_inv_A` (each (y, x)), `center` (y, x)
     in pixels, `rotation_deg`, `transpose`, `energy_ev`, `semiangle_mrad`, `semiangle_pixels`.
-    `notes` says what in the file deserves a second look.
+    `counts_per_electron`, `defocus_A`, `exposure_s` (of a frame). `notes` says what in the file
+    deserves a second look; `mask` is False at the pixels that the file declares unusable.
     """
 
     path: pathlib.Path
@@ -47,6 +48,7 @@ class Source:
     load: Load
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mask: Bool[np.ndarray, "ky kx"] | None = None
 
     def __len__(self) -> int:
         return math.prod(self.scan_shape)
