@@ -196,6 +196,15 @@ def numeric(name: str, dtype: np.dtype) -> np.dtype:
     return dtype
 
 
+def runs(wanted: Positions, width: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where consecutive numbers begin and end in sorted ones, none beyond a multiple of `width`."""
+    new = np.diff(wanted, prepend=-2) != 1
+    if width is not None:
+        new |= wanted % width == 0
+    edges = np.append(np.flatnonzero(new), len(wanted)).tolist()
+    yield from zip(edges[:-1], edges[1:], strict=True)
+
+
 def gather(array: Any, positions: Positions) -> Shaped[np.ndarray, "frames ky kx"]:
     """Frames at flat `positions` of a 3D or 4D array on disk, reading nothing else.
 
@@ -205,9 +214,7 @@ def gather(array: Any, positions: Positions) -> Shaped[np.ndarray, "frames ky kx
     width = array.shape[1] if array.ndim == 4 else array.shape[0]
     shape = (len(wanted), *array.shape[-2:])
     frames = np.empty(shape, np.dtype(array.dtype).newbyteorder("="))
-    new = (np.diff(wanted, prepend=-2) != 1) | (wanted % width == 0)
-    edges = np.append(np.flatnonzero(new), len(wanted))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in runs(wanted, width):
         row, column = divmod(int(wanted[start]), width)
         run = slice(column, column + int(stop - start))
         frames[start:stop] = array[row, run] if array.ndim == 4 else array[run]

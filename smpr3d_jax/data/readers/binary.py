@@ -1,0 +1,82 @@
+"""Frames in plain binary files: records of one length, one after the other.
+
+Only the records asked for are read, into memory of their own: a mapped file would count every page
+ever looked at as memory in use. Sizes are compared with the file's length before any are allocated.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+from jaxtyping import Shaped
+
+from ..counts import InputError
+from .source import Positions, runs
+
+
+# Small enough to stay in a processor's cache between the two copies of a record with a header.
+PIECE_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Arrays of `shape` and `dtype` in a file, each at the beginning of `stride` bytes.
+
+    The first one is at byte `start`. Calling it with the numbers of records reads them.
+    """
+
+    path: pathlib.Path
+    start: int
+    stride: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __call__(self, numbers: Positions) -> Shaped[np.ndarray, "records ..."]:
+        """The records of these numbers, in this order, in the machine's byte order.
+
+        **Raises:** InputError if the file has become too short for one of them.
+        """
+        wanted, back = np.unique(numbers, return_inverse=True)
+        found = np.empty((len(wanted), *self.shape), self.dtype.newbyteorder("="))
+        with open(self.path, "rb", buffering=0) as file:
+            for start, stop in runs(wanted):
+                file.seek(self.start + int(wanted[start]) * self.stride)
+                self._fill(file, found[start:stop])
+        return found if np.array_equal(back, np.arange(len(back))) else found[back]
+
+    def _fill(self, file, found: np.ndarray) -> None:
+        """Read as many consecutive records as there is room for."""
+        length = math.prod(self.shape) * self.dtype.itemsize
+        if length == self.stride:
+            self._read(file, found.reshape(-1).view(np.uint8).data)
+            if not self.dtype.isnative:
+                found.byteswap(inplace=True)
+            return
+        step = max(1, PIECE_BYTES // self.stride)
+        buffer = np.empty((min(step, len(found)), self.stride), np.uint8)
+        for first in range(0, len(found), step):
+            part = found[first : first + step]
+            # The last record of a file may lack what follows its array.
+            missing = self.stride - length if first + step >= len(found) else 0
+            piece = buffer[: len(part)]
+            self._read(file, piece.reshape(-1).data[: piece.size - missing])
+            arrays = piece[:, :length].view(self.dtype)
+            part[...] = arrays.reshape(part.shape)
+
+    def _read(self, file, into: memoryview) -> None:
+        done = 0
+        while done < len(into):
+            # One call of the system reads at most 2 GiB.
+            read = file.readinto(into[done:])
+            if not read:
+                raise InputError(
+                    f"{self.path}: ended {len(into) - done} bytes too early. The file has become "
+                    "shorter since it was opened; copy it again."
+                )
+            done += read
+
+
+def complete_records(path: pathlib.Path, start: int, stride: int) -> tuple[int, int]:
+    """How many whole records of `stride` bytes follow byte `start`, and the bytes left over."""
+    return divmod(max(0, path.stat().st_size - start), stride)
