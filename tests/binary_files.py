@@ -31,3 +31,71 @@ def empad_xml(raw, scan, size=1.0, step=3.0, more="", search=(64, 64)):
         f"<x>{view!r}</x><y>{view!r}</y></full_scan_field_of_view>"
         f"<high_voltage>300000.0</high_voltage>{more}</iom_measurements></root>"
     )
+
+
+def mib_header(number, chips, shape, kind, layout, depth, exposure_ns=1_500_000, counter=0):
+    """The text before a frame, as Merlin software writes it; `shape` is that of stored pixels."""
+    length = 768 if chips == 4 else 384
+    chip = (
+        "3RX,175,511,000,000,000,000,000,000,125,255,125,125,100,100,082,100,087,030,128,004,255,"
+    )
+    text = (
+        f"MQ1,{number:06d},{length:05d},{chips:02d},{shape[1]:04d},{shape[0]:04d},{kind},"
+        f"{layout:>6},{2**chips - 1:02X},2020-05-18 16:51:49.971626,{exposure_ns * 1e-9:.6f},"
+        + f"{counter},0,0,1.200000E+2,5.110000E+2,"
+        + chip * chips
+        + f"MQ1A,2020-05-18T14:51:49.971626178Z,{exposure_ns}ns,{depth},"
+    )
+    return text.encode().ljust(length, b"\0")
+
+
+def packed(rows, depth):
+    """What the chips send: counters in 64-bit words, the last pixel of a word first."""
+    if depth == 24:
+        return packed(rows >> 12, 12) + packed(rows & 0xFFF, 12)
+    if depth == 1:
+        bits = (rows.reshape(-1, 64) & 1).astype(np.uint64)
+        words = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+        return words.astype(">u8").tobytes()
+    dtype = ">u1" if depth == 6 else ">u2"
+    per_word = 8 // np.dtype(dtype).itemsize
+    return rows.reshape(-1, per_word)[:, ::-1].astype(dtype).tobytes()
+
+
+def as_chips(frame):
+    """A square frame as four chips send it: 4, 3, 2, 1 side by side, 3 and 4 by 180 degrees."""
+    half = frame.shape[0] // 2
+    top, bottom = frame[:half], np.rot90(frame[half:], 2)
+    return np.hstack([bottom, top[:, half:], top[:, :half]])
+
+
+def save_mib(path, cube, kind="U16", layout="1x1", depth=12, chips=1, number=1, hdr=None):
+    """Frames after headers; raw ones (kind R64) in the chips' own order."""
+    frames = cube.reshape(-1, *cube.shape[-2:])
+    with open(path, "wb") as file:
+        for i, frame in enumerate(frames):
+            stored = as_chips(frame) if kind == "R64" and chips == 4 else frame
+            shape = stored.shape
+            if kind == "R64":
+                shape = (shape[0], shape[1] * (2 if depth == 24 else 1))
+                pixels = packed(stored, depth)
+            else:
+                pixels = stored.astype({"U08": ">u1", "U16": ">u2", "U32": ">u4"}[kind]).tobytes()
+            file.write(mib_header(number + i, chips, shape, kind, layout, depth) + pixels)
+    if hdr is not None:
+        path.with_suffix(".hdr").write_bytes(hdr)
+    return path
+
+
+def mib_hdr(frames, per_trigger, *more):
+    """The text file beside the frames."""
+    lines = [
+        "HDR,\t",
+        "Time and Date Stamp (day, mnth, yr, hr, min, s):\t18/05/2020 16:51:48",
+        "Counter Depth (number):\t12",
+        f"Frames in Acquisition (Number):\t{frames}",
+        f"Frames per Trigger (Number):\t{per_trigger}",
+        *more,
+        "End\t",
+    ]
+    return "\r\n".join(lines).encode()
