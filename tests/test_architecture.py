@@ -18,10 +18,10 @@ ALLOWED = {
     "app": {"app", "inverse", "data", "physics", "report"},
 }
 INSIDE = {
-    "physics": "grid fourier zernike coherence optics scan potentials specimen propagation smatrix "
-    "windows beamlets passage layers detector sparse forward simulation",
+    "physics": "grid fourier zernike coherence optics limits scan potentials specimen propagation "
+    "smatrix windows beamlets passage layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction refinement sections "
-    "structure fisher uncertainty design",
+    "structure fisher uncertainty transfer sampling design planning",
     "report": "store volumes figures refined page",
 }
 """In a wing a file imports only files named before it."""

@@ -1,35 +1,49 @@
-"""What an S-matrix experiment needs, and whether this one has it.
+"""Whether an experiment has what its S-matrix needs.
 
-Numbers in, numbers out: energies in eV, angles in mrad, lengths in Å, nothing read and nothing
+Numbers in, findings out: energies in eV, angles in mrad, lengths in Å, nothing read and nothing
 reconstructed. `check` asks every question at once and answers with findings: an error where the
-S-matrix cannot be determined, a warning where it is known to suffer. The natural units are
-lambda/alpha (resolution), lambda/alpha² (depth) and the window L = lambda/(detector pixel).
-
-Thresholds marked *measured* come from retrievals of simulated series with a known answer: two
-layers 100 Å apart (300 kV, 19 mrad), nanotubes 90 Å apart (80 kV, 25 mrad), gold sheets 120 Å apart
-(300 kV, 22 mrad).
+S-matrix cannot be determined, a warning where it is known to suffer. The quantities themselves are
+in `sampling`, whose *measured* thresholds the ones here continue.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
+from ..physics.limits import chromatic_angle, source_angle
+from ..physics.optics import FWHM, wavelength
+from .sampling import (
+    AIRY_MARGIN,
+    beams_in_aperture as beams_in_aperture,
+    DARK_FIELD,
+    DATA_PER_MODE,
+    default_depth_range as default_depth_range,
+    depth_of_field as depth_of_field,
+    depth_unit as depth_unit,
+    distinct_foci as distinct_foci,
+    electrons_per_cell as electrons_per_cell,
+    FEWEST_ELECTRONS,
+    FOCAL_RANGE,
+    HIGHEST_TRANSFER,
+    largest_scan_step as largest_scan_step,
+    largest_scan_step_of_modes as largest_scan_step_of_modes,
+    lateral_unit as lateral_unit,
+    least_dose as least_dose,
+    modes_of_order as modes_of_order,
+    needed_order as needed_order,
+    overdetermination as overdetermination,
+    required_focal_range as required_focal_range,
+    required_window as required_window,
+    tilt_coverage as tilt_coverage,
+    window_of as window_of,
+)
 
-from ..physics.optics import wavelength
 
-
-AIRY_MARGIN = 3.0  # lambda/alpha around the cone; the window then loses about 2 % of the probe
 AIRY_LEAST = 2.0  # lambda/alpha; with less, the window cuts the bright lobes of the probe
-FOCAL_RANGE = 7.0  # lambda/alpha²; measured: 7.3 determines S to 0.3 %
 FOCAL_RANGE_LEAST = 4.0  # lambda/alpha²; measured: 3.7 leaves 36 % error, 1.5 leaves 53 %
 SERIES_LEAST = 1.0  # lambda/alpha²; foci closer than the depth of focus add no depth information
 FOCI_FOR_BEAMS = 3  # measured: one fits the data exactly with a wrong S, two leave 46 %
-DATA_PER_MODE = 5.0  # D (L/s)² per mode; measured: 4.5 works, 2.3 fails
 DATA_PER_MODE_LEAST = 3.0
-DARK_FIELD = 1.25  # detector edge in units of the semi-angle
 HALF = 0.5  # of the scattered wave, that the modes must hold
-HIGHEST_TRANSFER = 0.7  # 1/Å, beyond which atoms of 0.35 Å rms width carry little signal
 
 
 class Finding(NamedTuple):
@@ -38,144 +52,6 @@ class Finding(NamedTuple):
     severity: Literal["error", "warning"]
     key: str
     message: str
-
-
-def depth_of_field(semiangle: float, energy: float) -> float:
-    """Depth (Å) over which a perfect probe keeps half its axial intensity: 1.7718 lambda/alpha².
-
-    The full width at half maximum of I(z) = sinc²(pi alpha² z/(2 lambda)).
-    """
-    return 1.7718 * depth_unit(semiangle, energy)
-
-
-def depth_unit(semiangle: float, energy: float) -> float:
-    """lambda/alpha² in Å, the natural unit of depth; `semiangle` in mrad, `energy` in eV."""
-    return wavelength(energy) / (semiangle * 1e-3) ** 2
-
-
-def lateral_unit(semiangle: float, energy: float) -> float:
-    """lambda/alpha in Å, the natural unit of length across the beam."""
-    return wavelength(energy) / (semiangle * 1e-3)
-
-
-def window_of(detector_pixel: float, energy: float) -> float:
-    """Length (Å) of the window behind one frame, lambda over the detector pixel (mrad)."""
-    return wavelength(energy) / (detector_pixel * 1e-3)
-
-
-def required_window(
-    semiangle: float, energy: float, defoci: Sequence[float], plane: float = 0.0
-) -> float:
-    """Window (Å) that holds the probe of every scan on the reference plane.
-
-    L >= 2 alpha max|z_f - plane| + 3 lambda/alpha: the cone of rays, and the Airy tail of a hard
-    aperture, of which about 0.2 lambda/(alpha L) lies outside.
-    """
-    margin = AIRY_MARGIN * lateral_unit(semiangle, energy)
-    return _cone(semiangle, defoci, plane) + margin
-
-
-def _cone(semiangle: float, defoci: Sequence[float], plane: float) -> float:
-    """Widest geometrical probe (Å) on the plane."""
-    return 2e-3 * semiangle * max(abs(focus - plane) for focus in defoci)
-
-
-def beams_in_aperture(semiangle: float, energy: float, window: float) -> int:
-    """Plane waves of the window's grid inside the aperture, about pi (alpha L/lambda)²."""
-    radius = window / lateral_unit(semiangle, energy)
-    n = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
-    return int(np.sum(n[:, None] ** 2 + n[None, :] ** 2 <= radius**2))
-
-
-def modes_of_order(order: int) -> int:
-    """Polynomials of two variables up to radial `order`: (n+1)(n+2)/2."""
-    return (order + 1) * (order + 2) // 2
-
-
-def overdetermination(semiangle: float, energy: float, scans: int, scan_step: float) -> float:
-    """Informative data per unknown of the full S-matrix, D/(2 pi) (lambda/(alpha s))², at most 2D.
-
-    A focus gives the intensity of a function band-limited to the aperture, so steps below
-    lambda/(4 alpha) only repeat it.
-    """
-    ratio = scans / (2 * math.pi) * (lateral_unit(semiangle, energy) / scan_step) ** 2
-    return min(ratio, 2.0 * scans)
-
-
-def largest_scan_step(semiangle: float, energy: float) -> float:
-    """Coarsest step (Å) at which every beam is told apart by its phase ramp: lambda/(2 alpha)."""
-    return lateral_unit(semiangle, energy) / 2
-
-
-def largest_scan_step_of_modes(window: float, scans: int, order: int) -> float:
-    """Coarsest step (Å) for tilt modes, from D (L/s)² >= 5 x modes (*measured*)."""
-    return window * math.sqrt(scans / (DATA_PER_MODE * modes_of_order(order)))
-
-
-def required_focal_range(semiangle: float, energy: float) -> float:
-    """Range of defoci (Å) that determines S in beams: 7 lambda/alpha², with three foci or more.
-
-    Two foci mix S(k, k+Q) and its twin with determinant 2|sin(pi lambda (z1 - z2) Q²)|: the small Q
-    ask for a large range, and more foci inside a narrow one do not help.
-    """
-    return FOCAL_RANGE * depth_unit(semiangle, energy)
-
-
-def distinct_foci(semiangle: float, energy: float, defoci: Sequence[float]) -> int:
-    """Number of foci that say something different: at least lambda/(2 alpha²) apart.
-
-    There the determinant of `required_focal_range` first reaches its maximum at Q = alpha/lambda.
-    """
-    apart, last, count = depth_unit(semiangle, energy) / 2, -math.inf, 0
-    for focus in sorted(defoci):
-        if focus - last >= apart:
-            last, count = focus, count + 1
-    return count
-
-
-def needed_order(semiangle: float, thickness: float, transfer: float) -> int:
-    """Order of the tilt polynomials for layers `thickness` (Å) apart: pi alpha t q + 2, rounded up.
-
-    A layer t/2 from the reference plane turns the phase by pi alpha t q at the aperture's edge, for
-    a `transfer` q in 1/Å.
-    """
-    return math.ceil(math.pi * semiangle * 1e-3 * thickness * transfer + 2)
-
-
-def tilt_coverage(order: int, semiangle: float, thickness: float, transfer: float) -> float:
-    """Part (0 to 1) of the wave from a layer t/2 off the reference plane that `order` can hold.
-
-    exp(i x u) over the unit disc, x = pi alpha t q, has the energy (2 (n+1) J_{n+1}(x)/x)² in the
-    Zernike polynomials of radial order n; they add to one since sum k² J_k² = x²/4.
-    """
-    x = math.pi * semiangle * 1e-3 * thickness * transfer
-    if x < 1e-3:
-        return 1.0
-    k = np.arange(1, order + 2)
-    # Bessel's integral; the trapezoid rule over a period converges beyond k + x points
-    angle = 2 * math.pi * np.arange(n := 2 * (order + math.ceil(x) + 16)) / n
-    bessel = np.mean(np.cos(k[:, None] * angle - x * np.sin(angle)), axis=1)
-    return float(np.sum((2 * k * bessel / x) ** 2))
-
-
-def default_depth_range(
-    semiangle: float, energy: float, defoci: Sequence[float]
-) -> tuple[float, float]:
-    """Where a specimen is looked for when nobody says: (first, last) depth in Å.
-
-    A series is laid around its specimen, so the middle half of the focal range; a single scan of
-    defocus f has it between 0 and f, at most 2 lambda/alpha² away. Never less than 2 lambda/alpha².
-    """
-    unit = depth_unit(semiangle, energy)
-    low, high = min(defoci), max(defoci)
-    if high - low < unit / 2:
-        far = math.copysign(min(abs(low), 2 * unit), low)
-        low, high = min(0.0, far) - unit / 2, max(0.0, far) + unit / 2
-        middle, half = (low + high) / 2, (high - low) / 2
-    else:
-        middle, half = (low + high) / 2, (high - low) / 4
-    half = max(half, unit)
-    return middle - half, middle + half
 
 
 def check(
@@ -192,12 +68,17 @@ def check(
     order: int = 8,
     depth_range: tuple[float, float] | None = None,
     plane: float | None = None,
+    electrons: Sequence[float] | None = None,
+    spread: float | None = None,
+    source: float | None = None,
 ) -> list[Finding]:
     """Everything that stands between this experiment and its S-matrix, errors first.
 
     `energy` in eV, `semiangle` and `detector_pixel` in mrad, `defoci`, `scan_step`, `depth_range`
     and the reference `plane` (default: middle of the depth range) in Å, `center` in pixels
-    (default: n//2); `representation` is `modes` or `beams`, `order` that of the modes.
+    (default: n//2); `representation` is `modes` or `beams`, `order` that of the modes. Where they
+    are known: `electrons` in a mean frame of each scan, the rms focal `spread` and the rms size of
+    the `source` in Å.
     """
     depths = depth_range or default_depth_range(semiangle, energy, defoci)
     middle = sum(depths) / 2 if plane is None else plane
@@ -217,6 +98,9 @@ def check(
         findings += _check_foci_of_modes(energy, semiangle, defoci)
         findings += _check_step_of_modes(len(defoci), scan_step, window, probe, order)
         findings += _check_order(energy, semiangle, depths, middle, order, reach)
+    if electrons is not None:
+        findings += _check_dose(energy, semiangle, scan_step, electrons)
+    findings += _check_coherence(energy, semiangle, spread, source)
     return sorted(findings, key=lambda finding: finding.severity)
 
 
@@ -239,6 +123,47 @@ def _check_detector(semiangle: float, pixel: float, reach: float) -> list[Findin
         )
         return [Finding("warning", key, message)]
     return []
+
+
+def _check_dose(
+    energy: float, semiangle: float, scan_step: tuple[float, float], electrons: Sequence[float]
+) -> list[Finding]:
+    """Fewer electrons than any retrieval was tried with; a denser scan makes up for weak frames."""
+    found = electrons_per_cell(semiangle, energy, scan_step, electrons)
+    if found >= FEWEST_ELECTRONS:
+        return []
+    frame = sum(electrons) / len(electrons)
+    dose = frame / (scan_step[0] * scan_step[1])
+    needed = least_dose(semiangle, energy, len(electrons))
+    message = (
+        f"{frame:.3g} electrons per frame, {dose:.3g} per Å² and scan, are {found:.3g} in a "
+        f"resolution cell (λ/2α)² of all scans; retrieval is known to work down to "
+        f"{FEWEST_ELECTRONS}: {needed:.3g} per Å² in each of {len(electrons)} scans, "
+        f"{needed * scan_step[0] * scan_step[1]:.3g} per frame. Expect weak and blurred sections"
+    )
+    return [Finding("warning", "scans.file", message)]
+
+
+def _check_coherence(
+    energy: float, semiangle: float, spread: float | None, source: float | None
+) -> list[Finding]:
+    """What focal spread and source take away, the model can describe but not bring back."""
+    findings = []
+    if spread and (limit := chromatic_angle(spread * FWHM, energy)) < semiangle:
+        message = (
+            f"the focal spread, {spread * FWHM:.3g} Å wide at half maximum, exceeds the depth of "
+            f"focus 2λ/α² = {2 * depth_unit(semiangle, energy):.3g} Å; above {limit:.3g} mrad a "
+            "wider aperture adds little depth resolution"
+        )
+        findings.append(Finding("warning", "beam.semiangle_mrad", message))
+    if source and (limit := source_angle(source, energy)) < semiangle:
+        message = (
+            f"the source, {source * FWHM:.3g} Å wide at half maximum, exceeds the Airy disc of "
+            f"{0.5145 * lateral_unit(semiangle, energy):.3g} Å; above {limit:.3g} mrad a wider "
+            "aperture adds little resolution"
+        )
+        findings.append(Finding("warning", "beam.source_size_A", message))
+    return findings
 
 
 def _check_window(
