@@ -38,12 +38,15 @@ from .data.dataset import (
 from .data.readers import read as read, read_series as read_series, Source as Source
 from .inverse import (
     design as design,
+    dpc as dpc,
     losses as losses,
     penalties as penalties,
     priors as priors,
     refinement as refinement,
     updates as updates,
+    virtual as virtual,
 )
+from .inverse.rasters import Raster as Raster, raster_of as raster_of
 from .inverse.reconstruction import (
     make_evaluation as make_evaluation,
     make_step as make_step,

@@ -21,7 +21,8 @@ INSIDE = {
     "physics": "grid fourier zernike coherence optics limits scan potentials specimen propagation "
     "smatrix windows beamlets passage layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction refinement sections "
-    "structure fisher uncertainty transfer sampling design planning",
+    "structure fisher uncertainty transfer sampling design planning "
+    "rasters virtual dpc",
     "report": "store volumes figures refined page",
 }
 """In a wing a file imports only files named before it."""
