@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..counts import InputError
 from ..dataset import Dataset
-from . import arrays, emd, empad, mib, stempy
+from . import arrays, dm4, emd, empad, mib, stempy
 from .emd import write_emd as write_emd
 from .series import load_series as load_series
 from .source import Source as Source
@@ -36,6 +36,7 @@ class Format(NamedTuple):
 _FORMATS: dict[str, Format] = {
     "emd": Format(emd.recognises, emd.open_source),
     "stempy": Format(stempy.recognises, stempy.open_source),
+    "dm": Format(dm4.recognises, dm4.open_source),
     "mib": Format(mib.recognises, mib.open_source),
     "empad": Format(empad.recognises, empad.open_source),
     "arrays": Format(arrays.recognises, arrays.open_source),

@@ -17,6 +17,7 @@ from .source import Positions, runs
 
 # Small enough to stay in a processor's cache between the two copies of a record with a header.
 PIECE_BYTES = 2**20
+PLANES_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +81,44 @@ class Records:
 def complete_records(path: pathlib.Path, start: int, stride: int) -> tuple[int, int]:
     """How many whole records of `stride` bytes follow byte `start`, and the bytes left over."""
     return divmod(max(0, path.stat().st_size - start), stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+    """Frames of which a file keeps pixel after pixel, each with its counts at all positions.
+
+    The first count is at byte `start`. Calling it with flat positions reads those frames; every
+    block of them is spread over the whole file.
+    """
+
+    path: pathlib.Path
+    start: int
+    shape: tuple[int, int]
+    positions: int
+    dtype: np.dtype
+
+    def __call__(self, numbers: Positions) -> Shaped[np.ndarray, "frames ky kx"]:
+        """The frames at these positions, in this order, in the machine's byte order.
+
+        **Raises:** InputError if the file has become too short.
+        """
+        wanted, back = np.unique(numbers, return_inverse=True)
+        found = np.empty((len(wanted), *self.shape), self.dtype.newbyteorder("="))
+        if not len(wanted):
+            return found
+        pixels, length = math.prod(self.shape), self.positions * self.dtype.itemsize
+        frames = found.reshape(len(wanted), pixels)
+        first, last = int(wanted[0]), int(wanted[-1])
+        columns = slice(first, last + 1) if last - first == len(wanted) - 1 else wanted
+        step = max(1, PLANES_BYTES // length)
+        for first in range(0, pixels, step):
+            shape = (min(step, pixels - first), self.positions)
+            try:
+                # A map of its own for each part, so that its pages are given back.
+                part = np.memmap(self.path, self.dtype, "r", self.start + first * length, shape)
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path}: has become shorter since it was opened ({error}); copy it again."
+                ) from error
+            frames[:, first : first + step] = part[:, columns].T
+        return found if np.array_equal(back, np.arange(len(back))) else found[back]
