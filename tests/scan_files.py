@@ -13,8 +13,8 @@ def some_cube(seed=0, dtype: Any = np.uint8, mean=2.0):
     return np.random.default_rng(seed).poisson(mean, (*SCAN, *FRAME)).astype(dtype)
 
 
-def opened(path, mode: Any = "r") -> Any:
-    return h5py.File(path, mode)
+def opened(path, mode: Any = "r", **how: Any) -> Any:
+    return h5py.File(path, mode, **how)
 
 
 def flat(cube):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..counts import InputError
 from ..dataset import Dataset
-from . import arrays, dm4, emd, empad, mib, stempy
+from . import arrays, dectris, dm4, emd, empad, hyperspy, matlab, mib, nexus, stempy, zarr
 from .emd import write_emd as write_emd
 from .series import load_series as load_series
 from .source import Source as Source
@@ -25,11 +25,11 @@ from .survey import (
 
 
 class Format(NamedTuple):
-    """How to tell a format by the file's content, and how to open it; some keep it in a folder."""
+    """How to tell a format by the content, and how to open it; `folder` is None for either."""
 
     recognises: Callable[[pathlib.Path], bool]
     open: Callable[..., Source]
-    folder: bool = False
+    folder: bool | None = False
 
 
 # In the order of asking: the one that takes any array comes last.
@@ -39,6 +39,11 @@ _FORMATS: dict[str, Format] = {
     "dm": Format(dm4.recognises, dm4.open_source),
     "mib": Format(mib.recognises, mib.open_source),
     "empad": Format(empad.recognises, empad.open_source),
+    "dectris": Format(dectris.recognises, dectris.open_source),
+    "hyperspy": Format(hyperspy.recognises, hyperspy.open_source, folder=None),
+    "matlab": Format(matlab.recognises, matlab.open_source),
+    "nexus": Format(nexus.recognises, nexus.open_source),
+    "zarr": Format(zarr.recognises, zarr.open_source, folder=None),
     "arrays": Format(arrays.recognises, arrays.open_source),
 }
 
@@ -47,13 +52,13 @@ def register(
     name: str,
     recognises: Callable[[pathlib.Path], bool],
     open: Callable[..., Source],
-    folder: bool = False,
+    folder: bool | None = False,
 ) -> None:
     """Add a format, asked before all others, or replace the one of this name.
 
     `recognises(path)` looks inside the file; `open(path, **hints)` returns a `Source` whose `load`
     takes flat scan positions and gives numpy frames or `(indptr, pixels)`. `folder`: the format
-    keeps its data in a folder, as zarr does.
+    keeps its data in a folder, as zarr does; None: in a file or a folder.
     """
     others = {key: value for key, value in _FORMATS.items() if key != name}
     _FORMATS.clear()
@@ -81,7 +86,7 @@ def read(path: str | os.PathLike, **hints: Any) -> Source:
         return _FORMATS[name].open(path, **hints)
     folder = path.is_dir()
     for reader in _FORMATS.values():
-        if folder == reader.folder and reader.recognises(path):
+        if reader.folder in (folder, None) and reader.recognises(path):
             return reader.open(path, **hints)
     if folder:
         raise InputError(

@@ -12,7 +12,15 @@ import h5py
 import numpy as np
 
 from ..counts import InputError
-from .hdf5 import arrays as arrays_of, frames_of, is_hdf5, listing, opened
+from .hdf5 import (
+    arrays as arrays_of,
+    dataset_at,
+    frames_of,
+    is_hdf5,
+    listing,
+    opened,
+    storage_notes,
+)
 from .source import gather, layout, numeric, Source
 
 
@@ -59,13 +67,15 @@ def open_source(
 def _open_hdf5(path, dataset, scan_shape, frame_shape) -> Source:
     with opened(path) as file:
         name = dataset or _only_array(path, file, scan_shape)
-        item = file.get(name)
-        if not isinstance(item, h5py.Dataset):
+        item = dataset_at(file, name)
+        if item is None:
             raise InputError(f"{path}: there is no dataset {name!r}; the file has {listing(file)}.")
         label = f"{path}: dataset {name!r}"
         dtype = numeric(label, item.dtype)
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
-    return Source(path, "hdf5", name, scan, frame, dtype, "dense", frames_of(path, name))
+        notes = storage_notes(path, item)
+    load = frames_of(path, name)
+    return Source(path, "hdf5", name, scan, frame, dtype, "dense", load, notes=notes)
 
 
 def _only_array(path: pathlib.Path, file: h5py.File, scan_shape) -> str:

@@ -19,22 +19,22 @@ import numpy as np
 from jaxtyping import UInt
 
 from ..counts import InputError
-from .hdf5 import attribute, dataset_at, frames_of, is_hdf5, listing, opened, written
+from .hdf5 import (
+    attribute,
+    dataset_at,
+    frames_of,
+    is_hdf5,
+    listing,
+    number,
+    opened,
+    storage_notes,
+    text,
+    written,
+)
 from .source import layout, numeric, Source
+from .units import sampling, Space
 
 
-UNITS: dict[str, tuple[str, dict[str, float]]] = {
-    "scan_step_A": (
-        "R",
-        {"A": 1.0, "Å": 1.0, "Angstrom": 1.0, "pm": 1e-2, "nm": 10.0, "um": 1e4, "µm": 1e4},
-    ),
-    "detector_pixel_mrad": ("Q", {"mrad": 1.0, "rad": 1e3, "urad": 1e-3, "µrad": 1e-3}),
-    "detector_pixel_inv_A": (
-        "Q",
-        {"A^-1": 1.0, "1/A": 1.0, "Å^-1": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1},
-    ),
-}
-"""Name of a fact -> of which space, and the size of the file's unit in ours."""
 PROBE = (
     ("semiangle_mrad", "convergence_semiangle_mrad"),
     ("semiangle_pixels", "convergence_semiangle_pixels"),
@@ -49,7 +49,7 @@ def recognises(path: pathlib.Path) -> bool:
     if not is_hdf5(path):
         return False
     with opened(path) as file:
-        return _text(attribute(file, "emd_group_type")) == "file"
+        return text(attribute(file, "emd_group_type")) == "file"
 
 
 def open_source(
@@ -69,6 +69,7 @@ def open_source(
         dtype = numeric(label, data.dtype)
         scan, frame = layout(label, data.shape, scan_shape, frame_shape)
         facts, notes = _facts(cube, data.ndim)
+        notes += storage_notes(path, data)
         name = f"{cube.name}/data"
     return Source(
         path, "emd", name, scan, frame, dtype, "dense", frames_of(path, name), facts, notes
@@ -106,29 +107,14 @@ def _find(
     )
 
 
-def _text(value: Any) -> str | None:
-    """A string from an attribute or a scalar dataset, however it was stored."""
-    if isinstance(value, h5py.Dataset):
-        value = value[()] if value.ndim == 0 else None
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return str(value) if isinstance(value, str) else None
-
-
-def _number(value: Any) -> float | None:
-    """A finite number from a dataset, the mean if it has a value for each position."""
-    if not isinstance(value, h5py.Dataset) or value.dtype.kind not in "biuf" or not value.size:
-        return None
-    number = float(np.mean(value[()]))
-    return number if math.isfinite(number) else None
-
-
 def _calibration(cube: h5py.Group) -> dict[str, Any]:
     """The calibration nearest to the datacube: its own, or that of a group around it."""
     group: Any = cube
     while True:
-        for item in group.get("metadatabundle", {}).values():
-            if _text(attribute(item, "python_class")) == "Calibration":
+        bundle = group.get("metadatabundle")
+        for item in bundle.values() if isinstance(bundle, h5py.Group) else ():
+            calls_itself = text(attribute(item, "python_class"))
+            if isinstance(item, h5py.Group) and calls_itself == "Calibration":
                 return dict(item.items())
         if group.name == "/":
             return {}
@@ -141,9 +127,11 @@ def _facts(cube: h5py.Group, axes: int) -> tuple[dict[str, Any], tuple[str, ...]
     facts: dict[str, Any] = {}
     notes: list[str] = []
     # In a stack of frames no axis has the step of the scan.
-    for kind, dims in (("R", (0, 1) if axes == 4 else ()), ("Q", (axes - 2, axes - 1))):
+    scan: tuple[int, ...] = (0, 1) if axes == 4 else ()
+    places: dict[Space, tuple[int, ...]] = {"R": scan, "Q": (axes - 2, axes - 1)}
+    for kind, dims in places.items():
         size, units = (known.get(f"{kind}_pixel_{what}") for what in ("size", "units"))
-        said = _sampling(kind, _number(size), units)
+        said = sampling(kind, number(size), text(units))
         drawn = [step for i in dims if (step := _axis(kind, cube.get(f"dim{i}"))) is not None]
         if said is not None:
             name, value = said
@@ -159,27 +147,20 @@ def _facts(cube: h5py.Group, axes: int) -> tuple[dict[str, Any], tuple[str, ...]
     return facts, tuple(dict.fromkeys(notes))
 
 
-def _sampling(kind: str, size: float | None, units: Any) -> tuple[str, float] | None:
-    """Name of the fact and its value in our units; None for pixels and unknown units."""
-    unit = (_text(units) or "").strip().strip("[]")
-    for name, (space, factors) in UNITS.items():
-        if space == kind and unit in factors and size is not None and size > 0:
-            return name, size * factors[unit]
-    return None
-
-
-def _axis(kind: str, dim: Any) -> tuple[str, float] | None:
+def _axis(kind: Space, dim: Any) -> tuple[str, float] | None:
     """Sampling along an axis, from its first two entries."""
-    if not isinstance(dim, h5py.Dataset) or dim.dtype.kind not in "iuf" or len(dim) < 2:
+    if not isinstance(dim, h5py.Dataset) or dim.dtype.kind not in "iuf":
+        return None
+    if dim.ndim != 1 or len(dim) < 2:
         return None
     first, second = dim[:2].astype(float)
-    return _sampling(kind, float(second - first), attribute(dim, "units"))
+    return sampling(kind, float(second - first), text(attribute(dim, "units")))
 
 
 def _orientation(known: dict[str, Any]) -> dict[str, Any]:
     """Rotation and transposition of the scan; a bare `QR_flip = False` is only a default."""
-    angle, degrees = _number(known.get("QR_rotation")), _number(known.get("QR_rotation_degrees"))
-    flip = bool(_number(known.get("QR_flip")) or 0)
+    angle, degrees = number(known.get("QR_rotation")), number(known.get("QR_rotation_degrees"))
+    flip = bool(number(known.get("QR_flip")) or 0)
     if angle is not None:
         degrees = math.degrees(angle)
     facts: dict[str, Any] = {}
@@ -193,11 +174,11 @@ def _orientation(known: dict[str, Any]) -> dict[str, Any]:
 def _probe(known: dict[str, Any]) -> dict[str, Any]:
     """Centre of the detector, aperture and energy, as far as they were written down."""
     facts: dict[str, Any] = {}
-    y, x = (_number(known.get(f"{name}_mean", known.get(name))) for name in ("qx0", "qy0"))
+    y, x = (number(known.get(f"{name}_mean", known.get(name))) for name in ("qx0", "qy0"))
     if y is not None and x is not None:
         facts["center"] = (y, x)
     for fact, key in PROBE:
-        value = _number(known.get(key))
+        value = number(known.get(key))
         if value is not None and value > 0:
             facts.setdefault(fact, value)
     return facts

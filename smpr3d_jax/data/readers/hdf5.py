@@ -1,6 +1,12 @@
-"""HDF5 files opened with our own words when they cannot be, and written in one piece."""
+"""HDF5 files opened with our own words when they cannot be, and written in one piece.
+
+The compressions of `hdf5plugin` (bitshuffle, Blosc, LZ4, Zstandard, ...) are known. Damage shows
+inside h5py as an error of almost any kind: each becomes an InputError that names the file, while an
+error of our own code stays what it is.
+"""
 
 import contextlib
+import math
 import os
 import pathlib
 import uuid
@@ -8,14 +14,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401 (its compressions are known once it is imported)
+import numpy as np
 
 from ..counts import InputError
+from .chunked import gather_chunked
+from .damage import raised_in
 from .source import gather, Load, Positions
 
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Scattered frames share compressed chunks: keep some, so that each is unpacked once.
 CHUNK_CACHE_BYTES = 2**26
+# What a chunk may take when unpacked: little, or so much more than all that is stored.
+CHUNK_BYTES, PACKED = 2**26, 5000
+# A number or a text of a description, or one for each scan position.
+FEW = 2**24
 
 
 def is_hdf5(path: pathlib.Path) -> bool:
@@ -33,7 +47,9 @@ def opened(path: pathlib.Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
             yield file
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, InputError) or not raised_in("h5py", error):
+            raise
         raise InputError(
             f"{path}: cannot be read as HDF5 ({error}). The file may be cut short or damaged: copy "
             "it again and compare the sizes; if a filter is missing, rewrite it with gzip."
@@ -66,9 +82,9 @@ def arrays(file: h5py.File | h5py.Group) -> dict[str, h5py.Dataset]:
 
 
 def dataset_at(group: h5py.File | h5py.Group, name: str) -> h5py.Dataset | None:
-    """The dataset of this name, if there is one."""
+    """The dataset of this name, if there is one with something in it."""
     item = group.get(name)
-    return item if isinstance(item, h5py.Dataset) else None
+    return item if isinstance(item, h5py.Dataset) and item.shape is not None else None
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
@@ -83,11 +99,72 @@ def listing(file: h5py.File | h5py.Group) -> str:
     return ", ".join(found[:8]) + more or "no datasets"
 
 
+def text(value: Any) -> str | None:
+    """A string from an attribute or a scalar dataset, however it was stored."""
+    if isinstance(value, h5py.Dataset):
+        value = value[()] if value.size == 1 else None
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, str):
+        value = value.encode(errors="surrogateescape")
+    return bytes(value).decode(errors="replace") if isinstance(value, bytes) else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number from an attribute or a dataset, the mean if it has several values."""
+    if isinstance(value, h5py.Dataset):
+        if value.dtype.kind not in "biuf" or not 0 < (value.size or 0) <= FEW:
+            return None
+        value = value[()]
+    if not isinstance(value, bool | int | float | np.generic | np.ndarray):
+        return None
+    values = np.asarray(value)
+    if values.dtype.kind not in "biuf" or not values.size:
+        return None
+    mean = float(np.mean(values, dtype=float))
+    return mean if math.isfinite(mean) else None
+
+
+def storage_notes(path: pathlib.Path, item: h5py.Dataset) -> tuple[str, ...]:
+    """What deserves a second look about how the frames are stored.
+
+    **Raises:** InputError if they are in other files that are missing, or the sizes are impossible.
+    """
+    if item.is_virtual:
+        for source in item.virtual_sources():
+            # A dot is the file itself; a missing one would be read as the fill value.
+            if source.file_name != "." and not (path.parent / source.file_name).exists():
+                raise InputError(
+                    f"{path}: dataset {item.name!r} is put together from other files, of which "
+                    f"{source.file_name} is missing; copy it beside this one."
+                )
+    if item.chunks is None:
+        return ()
+    unpacked, stored = math.prod(item.chunks) * item.dtype.itemsize, item.id.get_storage_size()
+    if unpacked > max(CHUNK_BYTES, PACKED * stored):
+        raise InputError(
+            f"{path}: dataset {item.name!r} has chunks of {item.chunks}, of {unpacked} bytes each, "
+            f"but only {stored} bytes in all; the file is damaged: copy it again."
+        )
+    chunks = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+    missing = chunks - item.id.get_num_chunks()
+    if missing <= 0:
+        return ()
+    return (f"{missing} of {chunks} chunks were never written, and read as {item.fillvalue}",)
+
+
 def frames_of(path: pathlib.Path, dataset: str) -> Load:
     """How to load frames from a dense dataset; the file is open only meanwhile."""
 
     def load(positions: Positions):
         with opened(path) as file:
-            return gather(dataset_at(file, dataset), positions)
+            return frames_at(dataset_at(file, dataset), positions)
 
     return load
+
+
+def frames_at(item: Any, positions: Positions) -> np.ndarray:
+    """Frames of an open dataset at flat positions, each chunk unpacked once where it can be."""
+    if item.ndim == 3 or item.chunks is None or item.chunks[0] == 1:
+        return gather(item, positions)
+    return gather_chunked(item, positions, item.chunks)

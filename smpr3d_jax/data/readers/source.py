@@ -119,6 +119,8 @@ REMEDIES = {
     "explains them, add `accept_implausible: true` to the experiment file.",
 }
 UNUSABLE = ("not finite", "negative")
+# What only a damaged file claims to have.
+MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
 
 
 def faults(frames: Shaped[np.ndarray, "frames ky kx"]) -> dict[str, Bool[np.ndarray, " frames"]]:
@@ -181,6 +183,11 @@ def layout(
         )
     if min(*scan, *pixels) < 1:
         raise InputError(f"{name} has shape {shape}: there is no frame in it.")
+    if math.prod(pixels) > MOST_PIXELS or math.prod(scan) > MOST_FRAMES:
+        raise InputError(
+            f"{name} has {scan[0]} × {scan[1]} frames of {pixels[0]} × {pixels[1]} pixels, more "
+            "than any detector gives; the sizes in the file are damaged: copy it again."
+        )
     return scan, pixels
 
 

@@ -1,0 +1,48 @@
+"""Frames of arrays that are stored in chunks over several rows of the scan.
+
+Read row by row, a chunk would be unpacked once for each of its rows. Here the positions are taken
+chunk by chunk, and what is wanted of a chunk is read at once.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from .source import Positions
+
+
+# The largest part of the array that is read at once, wanted or not.
+AT_ONCE = 2**27
+
+
+def gather_chunked(
+    array: Any, positions: Positions, chunks: tuple[int, ...]
+) -> Shaped[np.ndarray, "frames ky kx"]:
+    """Frames at flat `positions` of a 3D or 4D array whose chunks have the shape `chunks`."""
+    wanted, back = np.unique(positions, return_inverse=True)
+    width = array.shape[1] if array.ndim == 4 else array.shape[0]
+    rows, columns = np.divmod(wanted, width)
+    high, wide = chunks[:2] if array.ndim == 4 else (1, chunks[0])
+    frame = math.prod(array.shape[-2:]) * array.dtype.itemsize
+    wide = max(1, min(wide, AT_ONCE // max(frame, 1)))
+    high = max(1, min(high, AT_ONCE // max(frame * wide, 1)))
+    frames = np.empty((len(wanted), *array.shape[-2:]), array.dtype.newbyteorder("="))
+    for group in _groups(rows // high, columns // wide):
+        row, column = rows[group], columns[group]
+        top, left = row.min(), column.min()
+        down, across = slice(top, row.max() + 1), slice(left, column.max() + 1)
+        part = array[down, across] if array.ndim == 4 else array[across][None]
+        frames[group] = part[row - top, column - left]
+    return frames if np.array_equal(back, np.arange(len(back))) else frames[back]
+
+
+def _groups(
+    row: Int[np.ndarray, " frames"], column: Int[np.ndarray, " frames"]
+) -> Iterator[Int[np.ndarray, " some"]]:
+    """Numbers of the positions in each chunk."""
+    order = np.lexsort((column, row))
+    new = (np.diff(row[order]) != 0) | (np.diff(column[order]) != 0)
+    yield from (group for group in np.split(order, np.flatnonzero(new) + 1) if len(group))
