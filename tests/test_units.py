@@ -80,7 +80,7 @@ def test_even_steps(values, step):
 
 def test_the_zero_of_an_axis():
     assert zero_of([(-0.4, 0.2, 4), (-0.9, 0.3, 6)]) == {"center": pytest.approx((2, 3))}
-    for pair in ((0.0, 0.2, 4), (0.4, 0.2, 4), (-0.8, 0.2, 4), (-0.4, None, 4), (-1, 1e-320, 4)):
+    for pair in ((0.0, 0.2, 4), (0.4, 0.2, 4), (-0.8, 0.2, 4), (-0.4, None, 4), (-1.0, 1e-320, 4)):
         assert zero_of([pair, (-0.9, 0.3, 6)]) == {}
     assert zero_of([(-0.9, 0.3, 6)]) == {}
 
