@@ -19,8 +19,8 @@ import numpy as np
 from ..counts import InputError
 from .binary import Planes, Records
 from .dm_tags import Array, is_dm, read_tags, tag, Tags
-from .emd import UNITS
 from .source import layout, numeric, Source
+from .units import sampling
 
 
 TYPES = {1: "i2", 2: "f4", 6: "u1", 7: "i4", 9: "i1", 10: "u2", 11: "u4", 12: "f8", 14: "u1"}
@@ -228,12 +228,8 @@ def _sampling(item: Item, dimension: int) -> tuple[str, float] | None:
     axes = tag(item.calibrations, "Dimension")
     axis = list(axes.values())[dimension:][:1] if isinstance(axes, dict) else []
     scale = _number(axis[0], "Scale") if axis else None
-    # Both characters for micro are in use.
-    unit = _text(tag(axis[0], "Units")).replace("\u03bc", "\u00b5").strip() if axis else ""
-    for name, (_, factors) in UNITS.items():
-        if unit in factors and scale is not None:
-            return name, scale * factors[unit]
-    return None
+    unit = _text(tag(axis[0], "Units")) if axis else None
+    return sampling("R", scale, unit) or sampling("Q", scale, unit)
 
 
 def _tagged_shape(tags: Tags, notes: list[str]) -> tuple[int, int] | None:
