@@ -16,7 +16,7 @@ from .app.simulate import (
     two_nanotubes as two_nanotubes,
     write_series as write_series,
 )
-from .data import readers as readers
+from .data import electrons as electrons, readers as readers
 from .data.counts import (
     compare as compare,
     Events as Events,
@@ -34,6 +34,12 @@ from .data.dataset import (
     hold_out as hold_out,
     join as join,
     subset as subset,
+)
+from .data.events import (
+    event_rows as event_rows,
+    EventRows as EventRows,
+    to_events as to_events,
+    to_frames as to_frames,
 )
 from .data.readers import read as read, read_series as read_series, Source as Source
 from .inverse import (

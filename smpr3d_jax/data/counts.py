@@ -27,13 +27,19 @@ Index = Integer[Array, " batch"] | Integer[np.ndarray, " batch"] | slice
 """Which frames: a slice or an array of frame numbers."""
 
 
-def _rows(values: Num[Array, "frames ..."], index: Index) -> Num[Array, "rows ..."]:
+def _rows(
+    values: Num[Array | np.ndarray, "frames ..."], index: Index
+) -> Num[Array | np.ndarray, "rows ..."]:
     if not isinstance(index, slice) and np.ndim(index) != 1:
         raise ValueError(
             f"Counts are indexed by a slice or by an array of frame numbers, got {index!r}; "
             "write counts[i : i + 1] for one frame."
         )
-    return values[index] if isinstance(index, slice) else _taken(values, jnp.asarray(index))
+    if isinstance(index, slice):
+        return values[index]
+    if isinstance(values, np.ndarray):
+        return values[np.asarray(index)]
+    return _taken(values, jnp.asarray(index))
 
 
 @jax.jit
@@ -42,9 +48,9 @@ def _taken(values, rows):
 
 
 class Frames(eqx.Module):
-    """Every pixel of every frame, in the stored type (uint8, uint16, ...)."""
+    """Every pixel of every frame, in the stored type (uint8, uint16, ...); in numpy on the host."""
 
-    values: Real[Array, "frames ky kx"]
+    values: Real[Array | np.ndarray, "frames ky kx"]
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -60,7 +66,7 @@ class Frames(eqx.Module):
 
     def dense(self, dtype: DTypeLike = float) -> Num[Array, "frames ky kx"]:
         """The counts as an array of `dtype`; decode inside the compiled step."""
-        return self.values.astype(dtype)
+        return jnp.asarray(self.values).astype(dtype)
 
     def total(self) -> Float[Array, " frames"]:
         """Electrons of each frame."""
@@ -84,7 +90,7 @@ class Events(eqx.Module):
 
     def __getitem__(self, index: Index) -> "Events":
         pixels, multiplicity = (_rows(a, index) for a in (self.pixels, self.multiplicity))
-        return Events(pixels, multiplicity, self.shape)
+        return Events(jnp.asarray(pixels), jnp.asarray(multiplicity), self.shape)
 
     @property
     def frame_shape(self) -> tuple[int, int]:
@@ -182,21 +188,25 @@ def events_from_csr(
             f"{shape[0]} × {shape[1]} pixels (0 to {size - 1}); {len(outside)} events are. "
             "Give the shape (ky, kx) with which the events were numbered."
         )
-    n = np.ones(len(pixels), np.int64) if multiplicity is None else multiplicity.astype(np.int64)
-    key, n = _merged(owner * size + pixels.astype(np.int64), n)
+    key, n = merged(owner * size + pixels.astype(np.int64), multiplicity)
     return _padded(key // size, key % size, n, len(indptr) - 1, shape)
 
 
-def _merged(
-    key: Int[np.ndarray, " events"], n: Int[np.ndarray, " events"]
+def merged(
+    key: Int[np.ndarray, " events"], number: Integer[np.ndarray, " events"] | None
 ) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
-    """Sorted distinct keys and their summed numbers, without those of number 0."""
+    """Sorted distinct keys and their summed numbers (default: 1 each), without those of 0."""
+    n = np.ones(len(key), np.int64) if number is None else number.astype(np.int64)
     if np.any(key[1:] <= key[:-1]):
-        order = np.argsort(key, kind="stable")
-        key, n = key[order], n[order]
+        if number is None:
+            key = np.sort(key)
+        else:
+            order = np.argsort(key, kind="stable")
+            key, n = key[order], n[order]
         first = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
         key, n = key[first], np.add.reduceat(n, first)
-    return key[n > 0], n[n > 0]
+    hit = n > 0
+    return (key, n) if hit.all() else (key[hit], n[hit])
 
 
 def _padded(
@@ -222,15 +232,25 @@ def events_from_frames(frames: Frames) -> Events:
 
     **Raises:** InputError unless every count is a whole number and none is negative.
     """
-    values = np.asarray(frames.values).reshape(len(frames), -1)
-    if not np.array_equal(values, np.floor(values)) or values.min(initial=0) < 0:
+    values = whole(frames).reshape(len(frames), -1)
+    owner, pixel = np.nonzero(values)
+    n = values[owner, pixel].astype(np.int64)
+    return _padded(owner, pixel, n, len(frames), frames.frame_shape)
+
+
+def whole(frames: Frames) -> Real[np.ndarray, "frames ky kx"]:
+    """The counts in numpy.
+
+    **Raises:** InputError unless every count is a whole number and none is negative.
+    """
+    values = np.asarray(frames.values)
+    fractions = values.dtype.kind == "f" and not np.array_equal(values, np.floor(values))
+    if fractions or values.min(initial=0) < 0:
         raise InputError(
             f"Events need whole, non-negative counts; these {values.dtype} frames have others "
             f"(smallest {values.min()}). Keep them dense, or count the electrons first."
         )
-    owner, pixel = np.nonzero(values)
-    n = values[owner, pixel].astype(np.int64)
-    return _padded(owner, pixel, n, len(frames), frames.frame_shape)
+    return values
 
 
 def thin(
@@ -269,6 +289,20 @@ def _recounted(counts: Counts, number: Num[np.ndarray, "frames ..."]) -> Counts:
     return Events(jnp.asarray(pixels), jnp.asarray(number), counts.shape)
 
 
+def window(
+    size: tuple[int, int],
+    shape: tuple[int, int] | None = None,
+    center: tuple[int, int] | None = None,
+) -> tuple[slice, slice]:
+    """The pixels (y, x) of the window of `shape` around the pixel `center`, as `crop` takes them.
+
+    **Raises:** InputError if it does not fit into a frame of `size`.
+    """
+    cy, cx = center or (size[0] // 2, size[1] // 2)
+    ky, kx = shape or (None, None)
+    return _span(size[0], cy, ky), _span(size[1], cx, kx)
+
+
 def _span(size: int, center: int, window: int | None) -> slice:
     """The `window` pixels (default: as many as there are) with `center` at their index n//2."""
     if window is None:
@@ -295,22 +329,20 @@ def crop(
     **Raises:** InputError if the window does not fit into the frame.
     """
     size = counts.frame_shape
-    cy, cx = center or (size[0] // 2, size[1] // 2)
-    ky, kx = shape or (None, None)
-    y, x = _span(size[0], cy, ky), _span(size[1], cx, kx)
-    window = (y.stop - y.start, x.stop - x.start)
-    if window == size:
+    y, x = window(size, shape, center)
+    inside = (y.stop - y.start, x.stop - x.start)
+    if inside == size:
         return counts
     if isinstance(counts, Frames):
         return Frames(counts.values[:, y, x])
     pixels, n = np.asarray(counts.pixels), np.asarray(counts.multiplicity)
     row, column = np.divmod(pixels, size[1])
-    inside = (n > 0) & (row >= y.start) & (row < y.stop) & (column >= x.start) & (column < x.stop)
-    owner, hit = np.nonzero(inside)
-    moved = (row[owner, hit] - y.start) * window[1] + column[owner, hit] - x.start
-    key = owner * (window[0] * window[1]) + moved
-    key, kept = _merged(key, n[owner, hit].astype(np.int64))
-    return _padded(*np.divmod(key, window[0] * window[1]), kept, len(counts), window)
+    kept = (n > 0) & (row >= y.start) & (row < y.stop) & (column >= x.start) & (column < x.stop)
+    owner, hit = np.nonzero(kept)
+    moved = (row[owner, hit] - y.start) * inside[1] + column[owner, hit] - x.start
+    area = inside[0] * inside[1]
+    key, number = merged(owner * area + moved, n[owner, hit])
+    return _padded(*np.divmod(key, area), number, len(counts), inside)
 
 
 def to_corner(counts: Counts, center: tuple[int, int] | None = None) -> Counts:

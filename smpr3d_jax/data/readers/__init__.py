@@ -57,7 +57,7 @@ def register(
     """Add a format, asked before all others, or replace the one of this name.
 
     `recognises(path)` looks inside the file; `open(path, **hints)` returns a `Source` whose `load`
-    takes flat scan positions and gives numpy frames or `(indptr, pixels)`. `folder`: the format
+    takes flat scan positions and gives numpy frames or `EventRows`. `folder`: the format
     keeps its data in a folder, as zarr does; None: in a file or a folder.
     """
     others = {key: value for key, value in _FORMATS.items() if key != name}

@@ -3,8 +3,8 @@
 A reader is a module with two functions: `recognises(path) -> bool` looks inside the file,
 `open_source(path, **hints) -> Source` reads the description and no frames. A source's `load`
 takes flat positions (row after row of the scan) and answers with a numpy array of frames, or with
-events as compressed rows `(indptr, pixels)`; the zero frequency is where the file has it. The hints
-that every reader knows: `dataset`, `scan_shape` (slow, fast), `frame_shape` (ky, kx).
+`EventRows`; the zero frequency is where the file has it. The hints that every reader knows:
+`dataset`, `scan_shape` (slow, fast), `frame_shape` (ky, kx).
 """
 
 import dataclasses
@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Integer, Shaped
 
-from ..counts import Counts, events_from_csr, Frames, InputError
+from ..counts import Counts, Frames, InputError
+from ..events import EventRows, to_events
 
 
 Positions = Int[np.ndarray, " frames"]
 """Flat numbers of scan positions, row after row."""
 Load = Callable[[Positions], Any]
-"""Positions -> array of frames, or (indptr, pixels)."""
+"""Positions -> array of frames, or EventRows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Source:
     in pixels, `rotation_deg`, `transpose`, `energy_ev`, `semiangle_mrad`, `semiangle_pixels`.
     `counts_per_electron`, `defocus_A`, `exposure_s` (of a frame). `notes` says what in the file
     deserves a second look; `mask` is False at the pixels that the file declares unusable.
+    `frame_bytes` is what a frame takes in memory, on average, if that is not its pixels times the
+    size of `dtype`.
     """
 
     path: pathlib.Path
@@ -49,6 +52,7 @@ class Source:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     mask: Bool[np.ndarray, "ky kx"] | None = None
+    frame_bytes: float | None = None
 
     def __len__(self) -> int:
         return math.prod(self.scan_shape)
@@ -62,18 +66,28 @@ class Source:
         **Raises:** InputError for a position outside the scan, a count that is negative or not a
         number, or an event outside the frame.
         """
+        counts = self.host(index)
+        if isinstance(counts, EventRows):
+            return to_events(counts)
         positions = self.positions(index)
-        data = self.load(positions)
-        if self.kind == "dense":
-            for what, found in faults(data).items():
-                if what in UNUSABLE:
-                    self.complain(what, positions[found])
-            return Frames(jnp.asarray(_storable(data, self)))
-        indptr, pixels = data
+        for what, found in faults(counts.values).items():
+            if what in UNUSABLE:
+                self.complain(what, positions[found])
+        return Frames(jnp.asarray(_storable(counts.values, self)))
+
+    def host(
+        self, index: Integer[np.ndarray, " frames"] | slice | None = None
+    ) -> Frames | EventRows:
+        """The counts at flat scan positions in numpy, as the file stores them and unchecked.
+
+        **Raises:** InputError for a position outside the scan, or an event outside the frame.
+        """
         try:
-            return events_from_csr(indptr, pixels, self.frame_shape)
+            data = self.load(self.positions(index))
         except InputError as error:
-            raise InputError(f"{self}: {error}") from error
+            named = str(self.path) in str(error)
+            raise error if named else InputError(f"{self}: {error}") from error
+        return data if self.kind == "events" else Frames(data)
 
     def positions(self, index: Integer[np.ndarray, " frames"] | slice | None) -> Positions:
         """`index` as an array of flat positions."""
@@ -88,8 +102,9 @@ class Source:
         return index.astype(int)
 
     def blocks(self, size: int = 2**26) -> Iterator[Positions]:
-        """Runs of positions, whose dense frames take about `size` bytes each."""
-        step = max(1, size // (math.prod(self.frame_shape) * self.dtype.itemsize))
+        """Runs of positions, whose frames take about `size` bytes each."""
+        frame = self.frame_bytes or math.prod(self.frame_shape) * self.dtype.itemsize
+        step = max(1, int(size / frame))
         for start in range(0, len(self), step):
             yield np.arange(start, min(start + step, len(self)))
 

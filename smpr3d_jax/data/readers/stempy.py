@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..counts import Events, InputError
+from ..events import EventRows
 from .hdf5 import attribute, dataset_at, is_hdf5, listing, opened, written
 from .source import Load, Positions, Source
 
@@ -170,7 +171,7 @@ def _loader(
         ends = np.append(0, np.cumsum(lengths))[np.append(0, np.cumsum(per_position))]
         pixels = np.concatenate([np.zeros(0, np.int64), *events])
         _check_inside(path, pixels, positions, ends, frame)
-        return ends, pixels
+        return EventRows(ends, pixels, frame)
 
     return load
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..counts import InputError
+from ..electrons import sum_frames
+from ..events import EventRows, merge
 from .source import FAULTS, faults, Source, UNUSABLE
 
 
@@ -35,15 +37,13 @@ def survey(source: Source) -> Survey:
     pattern, largest = np.zeros(ky * kx), 0.0
     electrons, faulty = [], {name: [] for name in FAULTS}
     for positions in source.blocks():
-        data = source.load(positions)
-        if source.kind == "events":
-            indptr, pixels = data
-            per_frame = np.diff(indptr)
-            owner = np.repeat(np.arange(len(per_frame)), per_frame)
-            _, times = np.unique(owner * (ky * kx) + pixels, return_counts=True)
+        counts = source.host(positions)
+        if isinstance(counts, EventRows):
+            per_frame, times = np.asarray(counts.total()), np.asarray(merge(counts).multiplicity)
             found = {"empty": per_frame == 0}
-            pattern += np.bincount(pixels.astype(np.int64), minlength=ky * kx)
+            pattern += sum_frames(counts).ravel()
         else:
+            data = np.asarray(counts.values)
             found = faults(data)
             finite = np.nan_to_num(data, posinf=0, neginf=0) if data.dtype.kind == "f" else data
             per_frame, times = finite.sum(axis=(1, 2), dtype=float), finite
