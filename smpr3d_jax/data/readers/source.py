@@ -70,10 +70,11 @@ class Source:
         if isinstance(counts, EventRows):
             return to_events(counts)
         positions = self.positions(index)
-        for what, found in faults(counts.values).items():
+        values = np.asarray(counts.values)
+        for what, found in faults(values).items():
             if what in UNUSABLE:
                 self.complain(what, positions[found])
-        return Frames(jnp.asarray(_storable(counts.values, self)))
+        return Frames(jnp.asarray(_storable(values, self)))
 
     def host(
         self, index: Integer[np.ndarray, " frames"] | slice | None = None
@@ -87,7 +88,9 @@ class Source:
         except InputError as error:
             named = str(self.path) in str(error)
             raise error if named else InputError(f"{self}: {error}") from error
-        return data if self.kind == "events" else Frames(data)
+        if self.kind == "events":
+            return data
+        return Frames(data.view(np.uint8) if data.dtype.kind == "b" else data)
 
     def positions(self, index: Integer[np.ndarray, " frames"] | slice | None) -> Positions:
         """`index` as an array of flat positions."""
