@@ -173,7 +173,7 @@ def test_numbers_settings_and_curves_are_shown(tmp_path):
     ],
 )  # fmt: skip
 def test_numbers_read_well(value, text):
-    assert f"<dd>{text} <" in page._number("name", value)
+    assert f"<dd>{text} <" in page.number("name", value)
 
 
 def test_what_is_missing_is_not_shown(tmp_path):

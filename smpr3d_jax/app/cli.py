@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..data.counts import InputError
 from ..data.readers import describe, read
 from ..inverse.reconstruction import Step
-from . import outputs, simulate as simulation, workflow
+from . import calibrate as calibration, calibration_page, outputs, simulate as simulation, workflow
 from .experiment import Experiment, from_mapping, load, override, template
 
 
@@ -161,6 +161,49 @@ def _readable(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+@app.command(epilog="Example: smpr3d calibrate scan_*.h5 --energy 80e3 --semiangle 25 -o new.yaml")
+def calibrate(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Scans of one series.")],
+    output: Annotated[
+        pathlib.Path, typer.Option("-o", "--output", help="Experiment file; a page appears beside.")
+    ],
+    energy: Annotated[float | None, typer.Option(help="Beam energy, eV.")] = None,
+    semiangle: Annotated[float | None, typer.Option(help="Nominal semi-angle, mrad.")] = None,
+    scan_step: Annotated[float | None, typer.Option(help="Scan step, Å.")] = None,
+    detector_pixel: Annotated[float | None, typer.Option(help="Angle of a pixel, mrad.")] = None,
+    defocus: Annotated[
+        list[float] | None,
+        typer.Option(help="Nominal defocus, Å, once for each scan: its sign, and where z = 0 is."),
+    ] = None,
+    rotation: Annotated[float | None, typer.Option(help="Rotation, degrees, if known.")] = None,
+    transpose: Annotated[bool | None, typer.Option(help="Transposition, if known.")] = None,
+    order: Annotated[int, typer.Option(help="Radial order of aberrations.", min=1, max=5)] = 1,
+    dataset: Annotated[str | None, typer.Option(help="Path inside an HDF5 file.")] = None,
+    scan_shape: Annotated[
+        tuple[int, int] | None, typer.Option(help="Scan (slow fast) of a stack of frames.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure centre, camera length, rotation, defoci and aberrations; write an experiment file."""
+    hints = {"dataset": dataset, "scan_shape": scan_shape}
+    with refusing():
+        calibration_page.require_writable(output)
+        found = calibration.calibrate(
+            files, energy=energy, semiangle=semiangle, scan_step=scan_step,
+            detector_pixel=detector_pixel, defoci=defocus, rotation_deg=rotation,
+            transpose=transpose, order=order,
+            hints={name: value for name, value in hints.items() if value is not None},
+        )  # fmt: skip
+        page = calibration_page.write(found, output)
+    if quiet:
+        return
+    for note in found.notes:
+        notice.print(f"[yellow]note:[/] {_escaped(note)}", soft_wrap=True)
+    for line in calibration_page.lines(found):
+        notice.print(_escaped(line), soft_wrap=True)
+    notice.print(f"Look at {page}, then: smpr3d run {output} -o results", soft_wrap=True)
 
 
 @app.command(

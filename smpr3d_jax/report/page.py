@@ -95,7 +95,7 @@ def report_page(
     fields = {
         "title": html.escape(title),
         "subtitle": html.escape(subtitle),
-        "numbers": "".join(_number(name, value) for name, value in (numbers or {}).items()),
+        "numbers": "".join(number(name, value) for name, value in (numbers or {}).items()),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
         "volume_hint": html.escape(hint),
         **_stage(sections.shape, pair(pixel_size)),
@@ -139,6 +139,11 @@ def _write(path: store.Path, fields: dict[str, Any], data: dict[str, Any]) -> No
     page = _template().substitute(fields | hidden, data=script)
     with store.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def style() -> str:
+    """The style sheet that pages share."""
+    return _template().template.partition("<style>")[2].partition("</style>")[0]
 
 
 def _template() -> _Template:
@@ -278,8 +283,13 @@ def _small(image: np.ndarray) -> np.ndarray:
 
 
 def _img(image: np.ndarray, low: float, high: float, cmap: str, text: str) -> str:
-    source = _base64(array_png(image, low, high, cmap))
-    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(text)}">'
+    source = png_source(array_png(image, low, high, cmap))
+    return f'<img src="{source}" alt="{html.escape(text)}">'
+
+
+def png_source(content: bytes) -> str:
+    """A PNG file as the source of an image inside the page."""
+    return f"data:image/png;base64,{_base64(content)}"
 
 
 def _base64(content: bytes) -> str:
@@ -330,7 +340,8 @@ def _curves(
     return charts
 
 
-def _number(name: str, value: Any) -> str:
+def number(name: str, value: Any) -> str:
+    """One of the key numbers, a value or (value, unit), as a definition in HTML."""
     unit = ""
     if isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], str):
         value, unit = value

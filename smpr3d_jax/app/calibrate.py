@@ -1,0 +1,359 @@
+"""From data files and a rough idea of the settings to an experiment that `run` takes.
+
+Stages: what the files say, the disc, one pass for the signals, the rotation from the curl, the
+lens from the bright-field images, the displacements as a check, and the experiment that follows.
+Lengths Å, angles mrad, energies eV.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..data.calibration import (
+    Disc,
+    find_disc,
+    find_orientation,
+    fit_lens,
+    fit_shifts,
+    gather_signals,
+    LensFit,
+    measure_shifts,
+    Orientation,
+    overlaps,
+    ShiftFit,
+    Shifts,
+    Signals,
+)
+from ..data.counts import InputError
+from ..data.readers import check_series, read, Source, Survey, survey
+from ..physics.optics import polar, wavelength
+from .experiment import Experiment, from_mapping
+
+
+SIGNIFICANT = 3.0
+"""Standard errors from which on an aberration is written into the experiment."""
+SHIFTED = 2.0
+"""λ/α² of defocus from which on the images are displaced enough to be aligned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What the user, or else the files, say: `pixel` and `semiangle` may be missing, not both."""
+
+    energy: float
+    scan_step: tuple[float, float]
+    semiangle: float | None
+    pixel: float | None
+    rotation: float | None = None
+    transpose: bool | None = None
+    defoci: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Everything that was measured, and the experiment that follows from it."""
+
+    sources: tuple[Source, ...]
+    surveys: tuple[Survey, ...]
+    known: Known
+    discs: tuple[Disc, ...]
+    pixel: float
+    semiangle: float
+    signals: tuple[Signals, ...]
+    orientations: tuple[Orientation, ...]
+    lens: LensFit
+    shifts: tuple[tuple[Shifts, ShiftFit] | None, ...]
+    defoci: tuple[float, ...]
+    aberrations: dict[str, float]
+    content: dict[str, Any]
+    experiment: Experiment
+    notes: tuple[str, ...]
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Of the disc, the mean of all scans, in pixels."""
+        y, x = np.mean([disc.center for disc in self.discs], axis=0)
+        return float(y), float(x)
+
+
+def calibrate(
+    files: Sequence[str | pathlib.Path],
+    *,
+    energy: float | int | None = None,
+    semiangle: float | int | None = None,
+    scan_step: float | int | tuple[float, float] | None = None,
+    detector_pixel: float | int | None = None,
+    defoci: Sequence[float | int] | None = None,
+    rotation_deg: float | int | None = None,
+    transpose: bool | None = None,
+    order: int = 1,
+    title: str | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> Calibration:
+    """Measure centre, camera length, rotation, defoci and aberrations of the scans of a series.
+
+    What is given wins over what the files say. `defoci`: nominal ones, which decide the sign and
+    say where z = 0 lies; without them z = 0 is the middle of the specimen as the scans see it.
+    `order`: radial order of the aberrations that are fitted. `hints` are those of `read`.
+
+    **Raises:** InputError for files that do not belong together, and for numbers that nobody says.
+    """
+    sources = tuple(read(file, **(hints or {})) for file in files)
+    notes = [*check_series(sources, same_raster=True)]
+    if defoci is not None and len(defoci) != len(sources):
+        raise InputError(f"{len(defoci)} nominal defoci for {len(sources)} scans; give one a scan.")
+    said = _said(sources)
+    known = _known(
+        sources, said, energy, semiangle, scan_step, detector_pixel, defoci, rotation_deg, transpose
+    )
+    surveys = tuple(survey(source) for source in sources)
+    discs = tuple(
+        find_disc(seen.pattern, source.mask) for seen, source in zip(surveys, sources, strict=True)
+    )
+    radius = float(np.mean([disc.radius for disc in discs]))
+    pixel, measured, told = _camera(known, radius)
+    notes += told + _about_discs(discs)
+    signals = tuple(
+        gather_signals(source, disc.center, radius, source.mask)
+        for source, disc in zip(sources, discs, strict=True)
+    )
+    orientations = tuple(find_orientation(one.com, known.scan_step) for one in signals)
+    data = overlaps(signals, known.scan_step, known.energy, measured, pixel)
+    field = min(n * d for n, d in zip(sources[0].scan_shape, known.scan_step, strict=True))
+    lens = fit_lens(data, field, order, known.rotation, known.transpose, known.defoci)
+    shifts = _displacements(signals, known, pixel, measured, lens)
+    found = _z_zero(-np.asarray(lens.lens.aberrations["C10"], float), known.defoci)
+    aberrations = _aberrations(lens)
+    notes += _about_lens(lens, orientations, known, shifts, measured, found)
+    content = _content(
+        sources,
+        known,
+        discs,
+        pixel,
+        measured,
+        lens,
+        found,
+        aberrations,
+        title,
+        hints or {},
+    )
+    experiment = from_mapping(content, source="calibration")
+    return Calibration(
+        sources, surveys, known, discs, pixel, measured, signals, orientations, lens, shifts,
+        tuple(float(f) for f in found), aberrations, content, experiment,
+        tuple(dict.fromkeys(notes)),
+    )  # fmt: skip
+
+
+def _said(sources: Sequence[Source]) -> dict[str, Any]:
+    """What the files agree upon, the first one's word where they differ by less than 1 %."""
+    facts: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.facts.items():
+            first = facts.setdefault(name, value)
+            if not np.allclose(np.asarray(first, float), np.asarray(value, float), rtol=0.01):
+                raise InputError(
+                    f"The files disagree about {name}: {sources[0].path.name} says {first}, "
+                    f"{source.path.name} {value}; calibrate them one by one, or give the value."
+                )
+    return facts
+
+
+def _known(
+    sources, said, energy, semiangle, scan_step, detector_pixel, defoci, rotation_deg, transpose
+) -> Known:
+    """What was given, completed by what the files say; complains about all that is missing."""
+    energy = energy if energy is not None else said.get("energy_ev")
+    step = scan_step if scan_step is not None else said.get("scan_step_A")
+    pixel = detector_pixel if detector_pixel is not None else said.get("detector_pixel_mrad")
+    if pixel is None and "detector_pixel_inv_A" in said and energy:
+        pixel = np.multiply(said["detector_pixel_inv_A"], wavelength(energy) * 1e3)
+    semiangle = semiangle if semiangle is not None else said.get("semiangle_mrad")
+    missing = [
+        f"{name} ({option})"
+        for name, option, value in (
+            ("the energy", "--energy, eV", energy),
+            ("the scan step", "--scan-step, Å", step),
+            ("the semi-angle or the detector pixel", "--semiangle or --detector-pixel, mrad",
+             semiangle if semiangle is not None else pixel),
+        )
+        if value is None
+    ]  # fmt: skip
+    if missing:
+        raise InputError(
+            f"{sources[0].path}: does not say, and nobody else does: {'; '.join(missing)}."
+        )
+    assert energy is not None and step is not None
+    steps = (step, step) if isinstance(step, int | float) else (float(step[0]), float(step[1]))
+    return Known(
+        float(energy), (float(steps[0]), float(steps[1])),
+        None if semiangle is None else float(semiangle),
+        None if pixel is None else float(np.mean(pixel)),
+        None if rotation_deg is None else math.radians(rotation_deg), transpose,
+        None if defoci is None else tuple(float(f) for f in defoci),
+    )  # fmt: skip
+
+
+def _camera(known: Known, radius: float) -> tuple[float, float, list[str]]:
+    """Angle of a pixel and semi-angle, of which the disc's radius ties one to the other."""
+    if known.pixel is None:
+        assert known.semiangle is not None
+        return known.semiangle / radius, known.semiangle, []
+    measured = known.pixel * radius
+    if known.semiangle is None or abs(measured / known.semiangle - 1) < 0.01:
+        return known.pixel, measured, []
+    return known.pixel, measured, [
+        f"the disc has a radius of {radius:.2f} pixels, which at {known.pixel:.5g} mrad a pixel is "
+        f"a semi-angle of {measured:.4g} mrad, not {known.semiangle:.4g}. The detector's "
+        "calibration is taken to be right and the nominal semi-angle to be a label; if it is the "
+        f"other way round, give --detector-pixel {known.semiangle / radius:.5g}"
+    ]  # fmt: skip
+
+
+def _displacements(signals, known: Known, pixel, semiangle, lens: LensFit):
+    """Displacements of the images of scans whose defocus moves them visibly, and their fit."""
+    unit = wavelength(known.energy) / (semiangle * 1e-3) ** 2
+    cos, sin = math.cos(float(lens.lens.rotation)), math.sin(float(lens.lens.rotation))
+    turn = np.array([[cos, sin], [-sin, cos]])
+    found = []
+    for one, c10 in zip(signals, np.asarray(lens.lens.aberrations["C10"], float), strict=True):
+        if abs(c10) < SHIFTED * unit:
+            found.append(None)
+            continue
+        start = -turn.T * c10 * 1e-3
+        start = start[::-1] if lens.transpose else start
+        moved = measure_shifts(one, known.scan_step, pixel, start)
+        size = float(np.median(np.hypot(*moved.moved.T)))
+        # Images that do not resemble each other cannot be aligned: then there is no check.
+        fit = fit_shifts(moved) if moved.used.sum() >= 6 else None
+        found.append((moved, fit) if fit and fit.residual < 0.15 * size else None)
+    return tuple(found)
+
+
+def _z_zero(found: Float[np.ndarray, " scans"], nominal) -> Float[np.ndarray, " scans"]:
+    """Defoci counted from the plane that the nominal ones are counted from."""
+    if nominal is None or len(found) == 1:
+        return found
+    return found + (float(np.mean(nominal)) - float(np.mean(found)))
+
+
+def _aberrations(lens: LensFit) -> dict[str, float]:
+    """Polar coefficients of all aberrations beside the defocus that stand out of their errors."""
+    values, errors = lens.lens.aberrations, lens.sigma.aberrations
+    kept: dict[str, float] = {}
+    for name in values:
+        if name == "C10":
+            continue
+        pair = {name, name[:-1] + "a", name[:-1] + "b"} & set(values)
+        size = math.hypot(*(float(values[n][0]) for n in pair))
+        error = math.hypot(*(float(errors[n][0]) for n in pair))
+        if size > SIGNIFICANT * error:
+            kept[name] = float(values[name][0])
+    return {name: float(value) for name, value in polar(kept).items()}
+
+
+def _about_discs(discs: Sequence[Disc]) -> list[str]:
+    notes = []
+    radii = [disc.radius for disc in discs]
+    if max(radii) - min(radii) > 0.02 * max(radii):
+        notes.append(
+            f"the discs differ in radius, {min(radii):.2f} to {max(radii):.2f} pixels: was the "
+            "camera length or the aperture changed between the scans?"
+        )
+    apart = np.ptp([disc.center for disc in discs], axis=0)
+    if apart.max() > 0.5:
+        notes.append(
+            f"the discs' centres differ by {apart[0]:.2f}, {apart[1]:.2f} pixels; an experiment "
+            "has one centre: centre the scans first, or calibrate them one by one"
+        )
+    distortion = float(np.mean([math.hypot(*disc.ellipse) for disc in discs]))
+    if distortion > 0.01:
+        notes.append(
+            f"the disc is elliptical by ±{100 * distortion:.1f} %: a distortion of the "
+            "camera, which the model knows only as astigmatism"
+        )
+    return notes
+
+
+def _about_lens(lens: LensFit, orientations, known, shifts, semiangle, defoci) -> list[str]:
+    """What a reader of the calibration should not miss."""
+    notes = []
+    if lens.explains < 0.05:
+        notes.append(
+            f"the fit explains {100 * lens.explains:.1f} % of the bright-field images only; look "
+            "at the pictures before you trust rotation and defocus"
+        )
+    if lens.other > 0.9:
+        notes.append(
+            f"the other transposition fits {100 * lens.other:.0f} % as well; give --transpose or "
+            "--no-transpose"
+        )
+    if lens.decided == "phase and lost electrons" and abs(lens.sign) < 0.1:
+        notes.append(
+            "the sign of the defocus is not certain (rotation plus 180° with the opposite defocus "
+            "fits as well); give the nominal --defocus"
+        )
+    surest = min(orientations, key=lambda found: found.sigma)
+    turned = float(lens.lens.rotation) - surest.rotation
+    turned = (turned + math.pi / 2) % math.pi - math.pi / 2
+    if surest.curl < 0.2 and (
+        surest.transpose != lens.transpose or abs(turned) > 4 * surest.sigma + math.radians(2)
+    ):
+        notes.append(
+            f"the curl of the centre of mass says {math.degrees(surest.rotation):.1f} ± "
+            f"{math.degrees(surest.sigma):.1f}° (modulo 180°), transpose: {surest.transpose}, "
+            "which is not what the bright-field images say"
+        )
+    for pair, defocus in zip(shifts, defoci, strict=True):
+        if pair is not None and abs(abs(pair[1].defocus) / abs(defocus) - 1) > 0.1:
+            notes.append(
+                f"from displacements alone the defocus is {abs(pair[1].defocus):.4g} Å, not "
+                f"{abs(defocus):.4g}"
+            )
+    return notes
+
+
+def _content(
+    sources, known, discs, pixel, semiangle, lens, defoci, aberrations, title, hints
+) -> dict[str, Any]:
+    """The experiment file's content."""
+    shift = np.asarray(lens.lens.shift, float)
+    error = np.asarray(lens.sigma.shift, float)
+    scans = []
+    for source, defocus, moved, sigma in zip(sources, defoci, shift, error, strict=True):
+        scan: dict[str, Any] = {"file": str(source.path.resolve()), "defocus": _short(defocus)}
+        if len(sources) > 1 and math.hypot(*moved) > SIGNIFICANT * math.hypot(*sigma):
+            scan["shift"] = [_short(moved[0]), _short(moved[1])]
+        if "dataset" in hints:
+            scan["dataset"] = hints["dataset"]
+        if "scan_shape" in hints:
+            scan["scan_shape"] = list(hints["scan_shape"])
+        scans.append(scan)
+    step = known.scan_step
+    center = np.mean([disc.center for disc in discs], axis=0)
+    return {
+        "title": title or pathlib.Path(sources[0].path).stem,
+        "beam": {
+            "energy_ev": known.energy,
+            "semiangle_mrad": _short(semiangle),
+            "aberrations": {name: _short(value) for name, value in aberrations.items()},
+        },
+        "scans": scans,
+        "geometry": {
+            "scan_step": step[0] if step[0] == step[1] else list(step),
+            "rotation_deg": _short(math.degrees(float(lens.lens.rotation)) % 360),
+            "transpose": bool(lens.transpose),
+            "detector_pixel_mrad": _short(pixel, 6),
+            "center": [_short(c) for c in center],
+        },
+    }
+
+
+def _short(value: float, digits: int = 5) -> float:
+    """A float with few digits."""
+    return float(f"{float(value):.{digits}g}")

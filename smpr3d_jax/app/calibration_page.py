@@ -1,0 +1,186 @@
+"""What `calibrate` leaves: the experiment file, and beside it a page of pictures."""
+
+import io
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ruamel.yaml import YAML
+
+from ..inverse import dpc
+from ..inverse.rasters import Raster
+from ..physics.optics import wavelength
+from ..physics.scan import raster
+from ..report import calibration as figures, store
+from ..report.pictures import Picture, picture_page
+from .calibrate import Calibration
+
+
+def write(found: Calibration, experiment: pathlib.Path) -> pathlib.Path:
+    """Write the experiment file and the page beside it, `<name>_calibration.html`; its path."""
+    page = experiment.with_name(f"{experiment.stem}_calibration.html")
+    picture_page(
+        page, title=f"Calibration of {found.experiment.title}", subtitle=_subtitle(found),
+        numbers=_numbers(found), notes=found.notes, pictures=_pictures(found),
+    )  # fmt: skip
+    with store.replacing(experiment) as temporary:
+        temporary.write_text(experiment_text(found, experiment.parent), encoding="utf-8")
+    return page
+
+
+def experiment_text(found: Calibration, folder: pathlib.Path) -> str:
+    """The experiment file to be put into `folder`, with standard errors and notes at its head."""
+    text, writer = io.StringIO(), YAML()
+    writer.default_flow_style, writer.width = None, 120
+    beside = lambda file: os.path.relpath(file, folder.resolve())
+    scans = [scan | {"file": beside(scan["file"])} for scan in found.content["scans"]]
+    writer.dump(found.content | {"scans": scans}, text)
+    sigma = found.lens.sigma
+    errors = [
+        "# Written by smpr3d calibrate. Standard errors, from what the fit leaves unexplained:",
+        f"#   rotation {math.degrees(float(sigma.rotation)):.2g}°, defoci "
+        + ", ".join(f"{float(s):.2g}" for s in sigma.aberrations["C10"])
+        + f" Å, centre {found.discs[0].center_sigma:.2g} pixels.",
+    ]
+    errors += [f"# Note: {note}" for note in found.notes]
+    return "\n".join(errors) + "\n" + text.getvalue()
+
+
+def require_writable(experiment: pathlib.Path) -> None:
+    """Refuse, before anything is measured, a path where no file can be written.
+
+    **Raises:** ValueError if it is a folder, or lies in one that does not exist.
+    """
+    if experiment.is_dir() or not experiment.resolve().parent.is_dir():
+        what = "is a folder" if experiment.is_dir() else "lies in a folder that does not exist"
+        raise ValueError(f"-o {experiment}: {what}; give the path of a new experiment file.")
+
+
+def lines(found: Calibration) -> list[str]:
+    """The result in a few lines."""
+    lens, sigma = found.lens.lens, found.lens.sigma
+    errors = np.asarray(sigma.aberrations["C10"], float)
+    defoci = ", ".join(f"{f:.5g} ± {s:.2g}" for f, s in zip(found.defoci, errors, strict=True))
+    others = ", ".join(f"{name} {value:.4g}" for name, value in found.aberrations.items())
+    return [
+        f"disc centre {found.center[0]:.2f}, {found.center[1]:.2f}; detector pixel "
+        f"{found.pixel:.5g} mrad, semi-angle {found.semiangle:.4g} mrad",
+        f"rotation {math.degrees(float(lens.rotation)) % 360:.2f} ± "
+        f"{math.degrees(float(sigma.rotation)):.2g}°, {'' if found.lens.transpose else 'not '}"
+        f"transposed; sign decided by {found.lens.decided}",
+        f"defocus {defoci} Å" + (f"; {others} (Å, rad)" if others else ""),
+    ]
+
+
+def _subtitle(found: Calibration) -> str:
+    files = ", ".join(source.path.name for source in found.sources)
+    return f"{files}; {found.known.energy / 1e3:g} kV"
+
+
+def _numbers(found: Calibration) -> dict[str, Any]:
+    """The key numbers, in the order of the page."""
+    source, lens = found.sources[0], found.lens
+    electrons = [float(seen.electrons.mean()) for seen in found.surveys]
+    numbers: dict[str, Any] = {
+        "scan": f"{source.scan_shape[0]} × {source.scan_shape[1]}",
+        "frame": f"{source.frame_shape[0]} × {source.frame_shape[1]}",
+        "counts a frame": (float(np.mean(electrons)), ""),
+        "counts per Å²": (float(np.mean(electrons)) / math.prod(found.known.scan_step), "Å⁻²"),
+        "disc centre": f"{found.center[0]:.2f}, {found.center[1]:.2f}",
+        "disc radius": (float(np.mean([disc.radius for disc in found.discs])), "pixels"),
+        "detector pixel": (found.pixel, "mrad"),
+        "semi-angle": (found.semiangle, "mrad"),
+        "rotation": (math.degrees(float(lens.lens.rotation)) % 360, "°"),
+        "transposed": bool(lens.transpose),
+    }
+    for i, (defocus, sigma) in enumerate(
+        zip(found.defoci, np.asarray(lens.sigma.aberrations["C10"]), strict=True)
+    ):
+        name = "defocus" if len(found.defoci) == 1 else f"defocus {i}"
+        numbers[name] = (float(defocus), f"± {float(sigma):.2g} Å")
+    for name, value in found.aberrations.items():
+        numbers[name] = (value, "rad" if name.startswith("phi") else "Å")
+    numbers["explained"] = (100 * lens.explains, "% of the images")
+    numbers["λ/α²"] = (wavelength(found.known.energy) / (found.semiangle * 1e-3) ** 2, "Å")
+    numbers["sign decided by"] = lens.decided
+    return numbers
+
+
+def _pictures(found: Calibration) -> list[Picture]:
+    radius = float(np.mean([disc.radius for disc in found.discs]))
+    first = -float(found.lens.lens.aberrations["C10"][0])
+    pictures = [
+        Picture(
+            "Bright-field disc",
+            "Mean pattern (square root), points of half intensity, fitted circle.",
+            figures.discs(
+                [seen.pattern for seen in found.surveys], [disc.center for disc in found.discs],
+                radius, [disc.edge for disc in found.discs], [disc.used for disc in found.discs],
+            ),
+        ),
+        Picture(
+            "Search for rotation and defocus",
+            "Part of the bright-field images of the first scan that a weak object explains. One "
+            "sharp maximum is what you want; the circle is the end of the fit.",
+            figures.search(
+                found.lens.map, found.lens.rotations, found.lens.defoci,
+                (float(found.lens.lens.rotation) % (2 * math.pi), first),
+            ),
+        ),
+    ]  # fmt: skip
+    for i, pair in enumerate(found.shifts):
+        if pair is not None:
+            pictures.append(_displacement(found, i, *pair))
+    for i, signals in enumerate(found.signals):
+        shown = {
+            "bright field": signals.images.sum(-1),
+            "outside the disc": signals.dark,
+            "phase from the centre of mass (rad)": deflection_phase(found, i),
+        }
+        pictures.append(
+            Picture(
+                f"Images of {found.sources[i].path.name}",
+                "Structure should be the same in all, light where there is matter in the phase.",
+                figures.images(shown, found.known.scan_step),
+            )
+        )
+    return pictures
+
+
+def _displacement(found: Calibration, i: int, shifts, fit) -> Picture:
+    basis = np.concatenate([shifts.cells, np.ones((len(shifts.cells), 1))], 1)
+    linear = np.linalg.lstsq(basis[shifts.used], shifts.moved[shifts.used], rcond=None)[0]
+    return Picture(
+        f"Displacements of the bright-field images, {found.sources[i].path.name}",
+        f"From them alone: defocus {abs(fit.defocus):.5g} ± {fit.defocus_sigma:.2g} Å (size), "
+        f"rotation {math.degrees(fit.rotation):.2f}° modulo 180°, C12 "
+        f"{math.hypot(fit.C12a, fit.C12b):.4g} Å; residual {fit.residual:.2g} Å.",
+        figures.displacements(shifts.cells, shifts.moved, shifts.used, basis @ linear),
+    )
+
+
+def deflection_phase(found: Calibration, scan: int) -> Float[np.ndarray, "scan_y scan_x"]:
+    """Phase (rad) from the centre of mass of a scan, at the calibrated rotation."""
+    signals = found.signals[scan]
+    place = raster(
+        signals.com.shape[:2], found.known.scan_step, float(found.lens.lens.rotation),
+        found.lens.transpose,
+    ).reshape(*signals.com.shape[:2], 2)  # fmt: skip
+    pair = lambda v: (float(v[0]), float(v[1]))
+    lattice = Raster(
+        signals.com.shape[:2], (0.0, 0.0), pair(place[1, 0] - place[0, 0]),
+        pair(place[0, 1] - place[0, 0]),
+    )  # fmt: skip
+    field = dpc.Deflection(
+        jnp.asarray(signals.com * found.pixel, float),
+        jnp.asarray(signals.electrons, float),
+        lattice,
+    )
+    # Slower variations than half of the field are noise and descan.
+    slowest = 0.5 / max(n * d for n, d in zip(lattice.shape, lattice.step, strict=True))
+    flat = dpc.levelled(field, plane=True)
+    return np.asarray(dpc.integrated(flat, found.known.energy, damping=slowest))

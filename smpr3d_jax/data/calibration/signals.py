@@ -1,0 +1,107 @@
+"""What calibration needs of the frames, gathered in one pass: moments, and bright-field images.
+
+The bright-field disc is divided into square cells of pixels; the electrons that fall on a cell, as
+the probe moves over the raster, are one bright-field image. All sums are whole electrons.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ..counts import InputError
+from ..readers.source import Source
+
+
+CELLS = 120
+"""Cells of the disc, about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Signals:
+    """Of one scan: `electrons` of each frame, `com` (y, x), and `images` of the cells of the disc.
+
+    `com` is the centre of mass inside `reach` pixels, relative to the disc's centre, in pixels;
+    `dark` the electrons outside of the disc. `cells` are the mean (y, x) of each cell's pixels
+    from the disc's centre, `cell_pixels` how many they are, and `names` the (y, x) number of each
+    cell, the same in all scans.
+    """
+
+    electrons: Float[np.ndarray, "scan_y scan_x"]
+    dark: Float[np.ndarray, "scan_y scan_x"]
+    com: Float[np.ndarray, "scan_y scan_x 2"]
+    images: Float[np.ndarray, "scan_y scan_x cells"]
+    cells: Float[np.ndarray, "cells 2"]
+    cell_pixels: Float[np.ndarray, " cells"]
+    names: Float[np.ndarray, "cells 2"]
+    reach: float
+
+
+def gather_signals(
+    source: Source,
+    center: tuple[float, float],
+    radius: float,
+    mask: Bool[np.ndarray, "ky kx"] | None = None,
+    cells: int = CELLS,
+) -> Signals:
+    """One pass over the frames of a scan, block by block.
+
+    `center` (y, x) and `radius` in pixels are those of the disc. The centre of mass is taken where
+    a circle about the disc fits on the detector, so that its edges pull no side.
+
+    **Raises:** InputError if the disc is too small to be divided, or leaves the detector.
+    """
+    good = np.ones(source.frame_shape, bool) if mask is None else mask
+    y, x = (np.arange(n) - c for n, c in zip(source.frame_shape, center, strict=True))
+    room = min(*(min(c + 0.5, n - 0.5 - c) for c, n in zip(center, good.shape, strict=True)))
+    if radius < 3 or room < radius:
+        raise InputError(
+            f"{source}: a bright-field disc of {radius:.1f} pixels about ({center[0]:.1f}, "
+            f"{center[1]:.1f}) in frames of {good.shape} pixels cannot be used: it must have a "
+            "radius of 3 pixels or more and end on the detector."
+        )
+    away = np.hypot(y[:, None], x)
+    weights, cell_yx, pixels, names = _cells(good, y, x, away, radius, cells)
+    near = (away <= room) & good
+    moments = np.stack(
+        [good, good & (away > radius + 1), near, near * y[:, None], near * x], -1
+    ).reshape(-1, 5)
+    columns = np.concatenate([moments, weights], 1).astype(np.float32)
+    found = np.concatenate([_products(source, block, columns) for block in source.blocks()])
+    found = found.reshape(*source.scan_shape, -1)
+    inside = np.maximum(found[..., 2:3], 1)
+    return Signals(
+        found[..., 0], found[..., 1], found[..., 3:5] / inside, found[..., 5:],
+        cell_yx, pixels, names, room,
+    )  # fmt: skip
+
+
+def _cells(good, y, x, away, radius, count):
+    """Which pixels belong to which cell, as columns of ones, and where the cells lie."""
+    side = max(1, round(radius * math.sqrt(math.pi / count)))
+    inside = good & (away <= radius + 0.5)
+    row, column = (np.floor(v / side + 0.5).astype(int) for v in (y, x))
+    number = np.stack(np.broadcast_arrays(row[:, None], column), -1)[inside]
+    names, owner = np.unique(number, axis=0, return_inverse=True)
+    owner = owner.ravel()
+    pixels = np.bincount(owner).astype(float)
+    full = pixels >= side**2 / 2
+    place = np.stack(np.broadcast_arrays(y[:, None], x), -1)[inside]
+    middle = np.stack([np.bincount(owner, place[:, i]) for i in (0, 1)], -1) / pixels[:, None]
+    weights = np.zeros((good.size, len(pixels)))
+    weights[np.flatnonzero(inside), owner] = 1
+    return weights[:, full], middle[full], pixels[full], names[full].astype(float)
+
+
+def _products(source: Source, positions, columns) -> Float[np.ndarray, "frames columns"]:
+    """Sums over the pixels of some frames, weighted by each column."""
+    data = source.load(positions)
+    if source.kind == "dense":
+        return data.reshape(len(positions), -1).astype(np.float32) @ columns
+    indptr, pixels = data[:2]
+    owner = np.repeat(np.arange(len(positions)), np.diff(indptr))
+    key, times = np.unique(owner * len(columns) + pixels, return_counts=True)
+    frames = np.zeros((len(positions), len(columns)), np.float32)
+    frames.reshape(-1)[key] = times
+    return frames @ columns
