@@ -10,12 +10,15 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..counts import InputError
+from ..counts import Frames, InputError
+from ..events import per_frame
 from ..readers.source import Source
 
 
 CELLS = 120
 """Cells of the disc, about."""
+MOMENTS = 5
+"""Sums that are taken beside the cells: all, outside the disc, near it, and near it times y, x."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +67,14 @@ def gather_signals(
     away = np.hypot(y[:, None], x)
     weights, cell_yx, pixels, names = _cells(good, y, x, away, radius, cells)
     near = (away <= room) & good
-    moments = np.stack(
-        [good, good & (away > radius + 1), near, near * y[:, None], near * x], -1
-    ).reshape(-1, 5)
-    columns = np.concatenate([moments, weights], 1).astype(np.float32)
+    moments = [good, good & (away > radius + 1), near, near * y[:, None], near * x]
+    columns = np.concatenate([np.stack(moments, -1).reshape(-1, MOMENTS), weights], 1)
+    columns = columns.astype(np.float32)
     found = np.concatenate([_products(source, block, columns) for block in source.blocks()])
     found = found.reshape(*source.scan_shape, -1)
     inside = np.maximum(found[..., 2:3], 1)
     return Signals(
-        found[..., 0], found[..., 1], found[..., 3:5] / inside, found[..., 5:],
+        found[..., 0], found[..., 1], found[..., 3:MOMENTS] / inside, found[..., MOMENTS:],
         cell_yx, pixels, names, room,
     )  # fmt: skip
 
@@ -96,12 +98,20 @@ def _cells(good, y, x, away, radius, count):
 
 def _products(source: Source, positions, columns) -> Float[np.ndarray, "frames columns"]:
     """Sums over the pixels of some frames, weighted by each column."""
-    data = source.load(positions)
-    if source.kind == "dense":
-        return data.reshape(len(positions), -1).astype(np.float32) @ columns
-    indptr, pixels = data[:2]
-    owner = np.repeat(np.arange(len(positions)), np.diff(indptr))
-    key, times = np.unique(owner * len(columns) + pixels, return_counts=True)
-    frames = np.zeros((len(positions), len(columns)), np.float32)
-    frames.reshape(-1)[key] = times
-    return frames @ columns
+    counts = source.host(positions)
+    if isinstance(counts, Frames):
+        values = np.asarray(counts.values).reshape(len(positions), -1).astype(np.float32)
+        # What a masked pixel says may be no number at all.
+        values[:, columns[:, 0] == 0] = 0
+        return values @ columns
+    pixels = np.asarray(counts.pixels)
+    times = 1 if counts.multiplicity is None else np.asarray(counts.multiplicity)
+    sums = [per_frame(counts, np.asarray(columns[pixels, j] * times)) for j in range(MOMENTS)]
+    # A pixel belongs to one cell at most: its electrons are counted, not multiplied.
+    cells = columns.shape[1] - MOMENTS
+    inside = columns[:, MOMENTS:].any(1)
+    cell = np.where(inside, columns[:, MOMENTS:].argmax(1), -1)[pixels]
+    key = np.repeat(np.arange(len(counts)), np.diff(counts.indptr)) * cells + cell
+    weights = np.broadcast_to(times, pixels.shape)[cell >= 0]
+    images = np.bincount(key[cell >= 0], weights, len(counts) * cells)
+    return np.concatenate([np.stack(sums, -1), images.reshape(-1, cells)], 1)
