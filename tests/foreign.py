@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,8 +46,9 @@ def python_with(*packages: str) -> pathlib.Path:
 
 
 def _check_given(python: pathlib.Path, packages: tuple[str, ...]) -> None:
-    ask = "import importlib.metadata as m, sys; [m.version(n.split('=')[0]) for n in sys.argv[1:]]"
-    answer = subprocess.run([python, "-I", "-c", ask, *packages], capture_output=True, text=True)
+    ask = "import importlib.metadata as m, sys; [m.version(n) for n in sys.argv[1:]]"
+    names = [re.split(r"[^\w.-]", package)[0] for package in packages]
+    answer = subprocess.run([python, "-I", "-c", ask, *names], capture_output=True, text=True)
     if answer.returncode:
         reason = answer.stderr.strip().splitlines()[-1]
         pytest.skip(f"{PEERS}={python} lacks one of {', '.join(packages)}: {reason}")

@@ -62,7 +62,7 @@ def test_one_of_several_arrays(tmp_path):
         np.testing.assert_array_equal(source.read().dense(), flat(counts(1)))
     with pytest.raises(InputError, match="there is no array 'name'"):
         read(path, dataset="name")
-    with pytest.raises(InputError, match=r"size \(6, 4\); frames need four indices"):
+    with pytest.raises(InputError, match=r"sizes \(6, 4\); frames need four axes"):
         read(path, dataset="probe/start")
 
 

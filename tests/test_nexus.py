@@ -110,6 +110,10 @@ def test_the_detector_before_the_scan(tmp_path):
         file["entry/scan"].attrs["axes"] = [AXES[i][0] for i in (2, 3, 0, 1)]
     with pytest.raises(InputError, match="the detector seems to come before the scan"):
         read(path)
+    source = read(path, order="ky kx y x")
+    expected = np.transpose(counts(), (2, 3, 0, 1))
+    np.testing.assert_array_equal(source.read().dense(), flat(expected))
+    assert source.scan_shape == FRAME
 
 
 def test_without_frames(tmp_path):

@@ -207,3 +207,54 @@ def save_matlab_5(path):
 
 def counts(seed=0):
     return some_cube(seed, np.uint16)
+
+
+def save_berkeley(path, cube, order="y x ky kx"):
+    """EMD 0.2: axes counted from one, their units in brackets."""
+    known = {axis[0]: axis for axis in AXES}
+    axes = [known[name] for name in order.split()]
+    with opened(path, "w") as file:
+        file.attrs.update(version_major=0, version_minor=2)
+        group = file.create_group("data/scan")
+        group.attrs["emd_group_type"] = 1
+        group["data"] = cube
+        for i, (axis, n) in enumerate(zip(axes, cube.shape, strict=True), 1):
+            group[f"dim{i}"] = np.arange(n) * axis[1]
+            unit = {"nm": "[n_m]", "1/nm": "[n_m^-1]"}[axis[2]]
+            group[f"dim{i}"].attrs.update(name=axis[0], units=np.bytes_(unit))
+        for name in ("microscope", "sample", "user", "comments"):
+            file.create_group(name)
+
+
+def save_py4dstem_12(path, cube, array="data", **calibration):
+    """The tree of py4DSTEM up to 0.12; its axes are in pixels."""
+    with opened(path, "w") as file:
+        top = file.create_group("4DSTEM_experiment")
+        top.attrs.update(emd_group_type=2, version_major=b"0", version_minor=b"12")
+        group = top.create_group("data/datacubes/my scan")
+        group.attrs["emd_group_type"] = 1
+        group[array] = cube
+        for i, n in enumerate(cube.shape, 1):
+            group[f"dim{i}"] = np.arange(n, dtype=np.float32)
+            group[f"dim{i}"].attrs.update(units=np.bytes_("[pix]"))
+        for name, value in calibration.items():
+            top[f"metadata/calibration/{name}"] = value
+        top["metadata/microscope/convergence_semiangle_mrad"] = 25.0
+        top["metadata/microscope"].attrs["accelerating_voltage"] = 80
+
+
+def save_py4dstem_13(path, cube, **calibration):
+    """The tree of py4DSTEM 0.13; of its axes only the first two entries are kept."""
+    with opened(path, "w") as file:
+        top = file.create_group("4DSTEM")
+        top.attrs.update(emd_group_type="root", version_major="0", version_minor="13")
+        group = top.create_group("my_scan")
+        group.attrs.update(emd_group_type=1, py4dstem_class="DataCube")
+        group["data"] = cube
+        for i in range(4):
+            group[f"dim{i}"] = np.arange(2)
+            group[f"dim{i}"].attrs["units"] = "pixels"
+        known = group.create_group("calibration")
+        known.attrs["emd_group_type"] = 0
+        for name, value in calibration.items():
+            known[name] = value

@@ -10,7 +10,22 @@ from typing import Any, NamedTuple
 
 from ..counts import InputError
 from ..dataset import Dataset
-from . import arrays, dectris, dm4, emd, empad, hyperspy, matlab, mib, nexus, stempy, zarr
+from . import (
+    arrays,
+    dectris,
+    dm4,
+    emd,
+    emd_legacy,
+    empad,
+    hyperspy,
+    libertem,
+    matlab,
+    mib,
+    nexus,
+    rosettasciio,
+    stempy,
+    zarr,
+)
 from .emd import write_emd as write_emd
 from .series import load_series as load_series
 from .source import Source as Source
@@ -35,6 +50,7 @@ class Format(NamedTuple):
 # In the order of asking: the one that takes any array comes last.
 _FORMATS: dict[str, Format] = {
     "emd": Format(emd.recognises, emd.open_source),
+    "emd_legacy": Format(emd_legacy.recognises, emd_legacy.open_source),
     "stempy": Format(stempy.recognises, stempy.open_source),
     "dm": Format(dm4.recognises, dm4.open_source),
     "mib": Format(mib.recognises, mib.open_source),
@@ -46,6 +62,8 @@ _FORMATS: dict[str, Format] = {
     "zarr": Format(zarr.recognises, zarr.open_source, folder=None),
     "arrays": Format(arrays.recognises, arrays.open_source),
 }
+EXTRAS = {"libertem": libertem, "rosettasciio": rosettasciio}
+"""Libraries that read more formats, if they are installed."""
 
 
 def register(
@@ -81,9 +99,11 @@ def read(path: str | os.PathLike, **hints: Any) -> Source:
         )
     if "format" in hints:
         name = hints.pop("format")
-        if name not in _FORMATS:
-            raise InputError(f"{path}: there is no format {name!r}; known are {[*_FORMATS]}.")
-        return _FORMATS[name].open(path, **hints)
+        known = {key: reader.open for key, reader in _FORMATS.items()}
+        known |= {key: extra.open_source for key, extra in EXTRAS.items()}
+        if name not in known:
+            raise InputError(f"{path}: there is no format {name!r}; known are {[*known]}.")
+        return known[name](path, **hints)
     folder = path.is_dir()
     for reader in _FORMATS.values():
         if reader.folder in (folder, None) and reader.recognises(path):
@@ -92,11 +112,24 @@ def read(path: str | os.PathLike, **hints: Any) -> Source:
         raise InputError(
             f"{path} is a folder, and none that a format keeps its data in; name a file in it."
         )
+    return _through_extras(path, hints)
+
+
+def _through_extras(path: pathlib.Path, hints: dict[str, Any]) -> Source:
+    """What a library that was installed for it reads of a file in no format of our own."""
     with open(path, "rb") as file:
         start = file.read(8)
+    said = ""
+    for extra in EXTRAS.values():
+        if extra.installed():
+            try:
+                return extra.open_source(path, **hints)
+            except InputError as error:
+                said += f" {error}"
     raise InputError(
         f"{path}: is in none of the known formats {[*_FORMATS]}; it is not HDF5 and not a numpy "
-        f"file, but begins with {start!r}. Convert it, or add a reader with `register`."
+        f"file, but begins with {start!r}.{said} Convert it, add a reader with `register`, or "
+        "install the extra 'libertem' or 'rosettasciio', which read more formats."
     )
 
 

@@ -68,7 +68,8 @@ def open_source(
         label = f"{path}: dataset '{cube.name}/data'"
         dtype = numeric(label, data.dtype)
         scan, frame = layout(label, data.shape, scan_shape, frame_shape)
-        facts, notes = _facts(cube, data.ndim)
+        dims = [cube.get(f"dim{i}") for i in range(data.ndim)]
+        facts, notes = facts_of(_calibration(cube), dims)
         notes += storage_notes(path, data)
         name = f"{cube.name}/data"
     return Source(
@@ -121,18 +122,20 @@ def _calibration(cube: h5py.Group) -> dict[str, Any]:
         group = group.parent
 
 
-def _facts(cube: h5py.Group, axes: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the file says, in our units, and where it contradicts itself."""
-    known = _calibration(cube)
+def facts_of(known: dict[str, Any], dims: list[Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a calibration and the axes say, in our units, and where they contradict each other.
+
+    `known` has a dataset or a value for each key; `dims` are the axes of four, or of a stack.
+    """
     facts: dict[str, Any] = {}
     notes: list[str] = []
     # In a stack of frames no axis has the step of the scan.
-    scan: tuple[int, ...] = (0, 1) if axes == 4 else ()
-    places: dict[Space, tuple[int, ...]] = {"R": scan, "Q": (axes - 2, axes - 1)}
-    for kind, dims in places.items():
+    scan: list[Any] = dims[:2] if len(dims) == 4 else []
+    spaces: dict[Space, list[Any]] = {"R": scan, "Q": dims[-2:]}
+    for kind, axes in spaces.items():
         size, units = (known.get(f"{kind}_pixel_{what}") for what in ("size", "units"))
         said = sampling(kind, number(size), text(units))
-        drawn = [step for i in dims if (step := _axis(kind, cube.get(f"dim{i}"))) is not None]
+        drawn = [step for dim in axes if (step := _axis(kind, dim)) is not None]
         if said is not None:
             name, value = said
             facts[name] = (value, value)

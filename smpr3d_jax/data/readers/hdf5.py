@@ -21,6 +21,7 @@ from ..counts import InputError
 from .chunked import gather_chunked
 from .damage import raised_in
 from .source import gather, Load, Positions
+from .turned import Turned
 
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -153,12 +154,16 @@ def storage_notes(path: pathlib.Path, item: h5py.Dataset) -> tuple[str, ...]:
     return (f"{missing} of {chunks} chunks were never written, and read as {item.fillvalue}",)
 
 
-def frames_of(path: pathlib.Path, dataset: str) -> Load:
-    """How to load frames from a dense dataset; the file is open only meanwhile."""
+def frames_of(path: pathlib.Path, dataset: str, axes: tuple[int, ...] | None = None) -> Load:
+    """How to load frames from a dense dataset; the file is open only meanwhile.
+
+    `axes`: which of its axes are ours, if they are not in our order.
+    """
 
     def load(positions: Positions):
         with opened(path) as file:
-            return frames_at(dataset_at(file, dataset), positions)
+            item = dataset_at(file, dataset)
+            return frames_at(item if axes is None else Turned(item, axes), positions)
 
     return load
 

@@ -52,7 +52,9 @@ def open_source(
         dtype = numeric(label, item.dtype)
         axes = _axes(label, group, item.ndim)
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
-        facts = _facts(label, group, axes, frame)
+        settings = _get(group, "metadata", "Acquisition_instrument")
+        microscopes = [_attributes(_get(settings, name)) for name in MICROSCOPES]
+        facts = signal_facts(label, axes, microscopes, frame)
         notes = hdf5.storage_notes(path, item) if in_hdf5 else stores.storage_notes(path, item)
     load: Load = hdf5.frames_of(path, name) if in_hdf5 else stores.frames_of(path, name)
     kind = "hspy" if in_hdf5 else "zspy"
@@ -105,31 +107,34 @@ def _chosen(path: pathlib.Path, root: Any, dataset: str | None, axes: int) -> tu
 
 
 def _axes(label: str, group: Any, count: int) -> list[dict[str, Any]]:
-    """The description of each axis of the array.
-
-    **Raises:** InputError for a ragged signal, and one whose frames are not of two axes.
-    """
-    if _get(group, "ragged_shapes") is not None or _attributes(_get(group, "attributes")).get(
-        "ragged"
-    ):
+    """The description of each axis of the array, of a signal that is not ragged."""
+    said = _attributes(_get(group, "attributes"))
+    if _get(group, "ragged_shapes") is not None or said.get("ragged"):
         raise InputError(
             f"{label} is ragged: it holds lists of different lengths, not frames; convert it to "
             "an array (scan_y, scan_x, ky, kx)."
         )
-    axes = [_attributes(_get(group, f"axis-{i}")) for i in range(count)]
+    return [_attributes(_get(group, f"axis-{i}")) for i in range(count)]
+
+
+def signal_facts(
+    label: str,
+    axes: list[dict[str, Any]],
+    microscopes: list[dict[str, Any]],
+    frame: tuple[int, int],
+) -> dict[str, Any]:
+    """What the axes of a signal and the settings of its microscope say, in our units.
+
+    **Raises:** InputError if the last two axes are not those of the frames.
+    """
     navigate = [bool(axis["navigate"]) for axis in axes if "navigate" in axis]
-    if len(navigate) == count and navigate != [True] * (count - 2) + [False] * 2:
+    scans = len(axes) - 2
+    if len(navigate) == len(axes) and navigate != [True] * scans + [False] * 2:
         signal = navigate.count(False)
         raise InputError(
-            f"{label} has {count - signal} scan axes and {signal} signal axes; frames have two of "
-            "the signal, after those of the scan: use s.transpose(signal_axes=2) and save again."
+            f"{label} has {len(axes) - signal} scan axes and {signal} signal axes; frames have two "
+            "of the signal, after those of the scan: use s.transpose(signal_axes=2) and save again."
         )
-    return axes
-
-
-def _facts(
-    label: str, group: Any, axes: list[dict[str, Any]], frame: tuple[int, int]
-) -> dict[str, Any]:
     uniform = [axis.get("_type", "UniformDataAxis") == "UniformDataAxis" for axis in axes]
     steps = [
         (_number(axis, "scale") if even else None, hdf5.text(axis.get("units")))
@@ -140,8 +145,7 @@ def _facts(
     facts = axes_facts(steps)
     if facts.keys() & {"detector_pixel_mrad", "detector_pixel_inv_A"}:
         facts |= zero_of([(_number(a, "offset") or 0.0, s, n) for a, (s, _), n in pairs])
-    for microscope in MICROSCOPES:
-        said = _attributes(_get(group, "metadata", "Acquisition_instrument", microscope))
+    for said in microscopes:
         for fact, key, unit in (
             ("energy_ev", "beam_energy", 1e3),
             ("semiangle_mrad", "convergence_angle", 1.0),

@@ -8,38 +8,17 @@ are another format, which MATLAB converts.
 """
 
 import pathlib
-from typing import Any
 
 import h5py
-import numpy as np
 
 from ..counts import InputError
-from .hdf5 import attribute, dataset_at, opened, storage_notes, text
-from .source import gather, layout, Load, numeric, Positions, Source
+from .hdf5 import attribute, frames_of, opened, storage_notes, text
+from .source import layout, numeric, Source
+from .turned import places, Turned
 
 
 SIGNS = b"MATLAB 7.3 MAT-file", b"MATLAB 5.0 MAT-file"
 ORDERS = {4: "ky kx y x", 3: "ky kx frames"}
-OURS = {4: ("y", "x", "ky", "kx"), 3: ("frames", "ky", "kx")}
-
-
-class Turned:
-    """An array on disk with its axes in another order, read when its first ones are sliced."""
-
-    def __init__(self, array: Any, axes: tuple[int, ...]):
-        self.array, self.axes = array, axes
-        self.shape = tuple(array.shape[axis] for axis in axes)
-        self.ndim, self.dtype = len(axes), array.dtype
-
-    def __getitem__(self, item: Any) -> np.ndarray:
-        wanted = item if isinstance(item, tuple) else (item,)
-        parts: list[Any] = [slice(None)] * self.ndim
-        for axis, part in zip(self.axes, wanted, strict=False):
-            parts[axis] = part
-        read = self.array[tuple(parts)]
-        # An index takes its axis away.
-        kept = [a for a in self.axes if isinstance(parts[a], slice)]
-        return np.transpose(read, [sorted(kept).index(a) for a in kept])
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -70,19 +49,15 @@ def open_source(
         name, item = _chosen(path, file, dataset, 3 if scan_shape is not None else 4)
         label = f"{path}: variable {name!r}"
         dtype = numeric(label, item.dtype)
-        if item.ndim not in ORDERS:
-            raise InputError(
-                f"{label} has size {item.shape[::-1]}; frames need four indices (ky, kx, y, x), or "
-                "three (ky, kx, frames) with a `scan_shape`."
-            )
-        order = order or ORDERS[item.ndim]
-        axes = _axes(label, item.shape, order)
+        order = order or ORDERS.get(item.ndim, "")
+        reversed_axes = places(label, item.shape[::-1], order)
+        axes = tuple(item.ndim - 1 - axis for axis in reversed_axes)
         scan, frame = layout(label, Turned(item, axes).shape, scan_shape, frame_shape)
         notes = (
             f"the size {item.shape[::-1]} in MATLAB is taken as ({order}); say `order` if not",
             *storage_notes(path, item),
         )
-    load = _loader(path, name, axes)
+    load = frames_of(path, name, axes)
     return Source(path, "matlab", name, scan, frame, dtype, "dense", load, notes=notes)
 
 
@@ -118,22 +93,3 @@ def _chosen(
             "one with `dataset`; a stack of frames (ky, kx, frames) also needs a `scan_shape`."
         )
     return chosen[0], found[chosen[0]]
-
-
-def _axes(label: str, shape: tuple[int, ...], order: str) -> tuple[int, ...]:
-    """For each of our axes, which axis of the HDF5 dataset it is."""
-    named, ours = order.replace(",", " ").split(), OURS[len(shape)]
-    if sorted(named) != sorted(ours):
-        raise InputError(
-            f"{label} has size {shape[::-1]} in MATLAB, but order={order!r} was given; it names "
-            f"each of {', '.join(ours)} once, in the order of MATLAB's indices."
-        )
-    return tuple(len(shape) - 1 - named.index(name) for name in ours)
-
-
-def _loader(path: pathlib.Path, name: str, axes: tuple[int, ...]) -> Load:
-    def load(positions: Positions):
-        with opened(path) as file:
-            return gather(Turned(dataset_at(file, name), axes), positions)
-
-    return load

@@ -27,6 +27,7 @@ from .hdf5 import (
     text,
 )
 from .source import layout, numeric, Source
+from .turned import in_order, places
 from .units import axes_facts, check_order, ENERGIES, scaled, step_of, zero_of
 
 
@@ -43,8 +44,11 @@ def open_source(
     dataset: str | None = None,
     scan_shape: tuple[int, int] | None = None,
     frame_shape: tuple[int, int] | None = None,
+    order: str | None = None,
 ) -> Source:
     """Describe the signal of a NeXus file; `dataset` names its NXdata group, if there are several.
+
+    `order` names the axes of the signal, such as "ky kx y x", if they are not (y, x, ky, kx).
 
     **Raises:** InputError if there is no such signal, or several and no default, or its first axes
     belong to the detector.
@@ -54,8 +58,10 @@ def open_source(
         name = str(signal.name)
         label = f"{path}: dataset {name!r}"
         dtype = numeric(label, signal.dtype)
-        scan, frame = layout(label, signal.shape, scan_shape, frame_shape)
-        axes = _axes(group, signal)
+        turned = places(label, signal.shape, order) if order is not None else None
+        shape = tuple(in_order(signal.shape, turned))
+        scan, frame = layout(label, shape, scan_shape, frame_shape)
+        axes = in_order(_axes(group, signal), turned)
         check_order(label, [unit for _, unit, _ in axes])
         facts = axes_facts([(step, unit) for step, unit, _ in axes])
         facts |= zero_of(
@@ -67,7 +73,7 @@ def open_source(
         )
         facts |= _energy(file)
         notes = storage_notes(path, signal)
-    load = frames_of(path, name)
+    load = frames_of(path, name, turned)
     return Source(path, "nexus", name, scan, frame, dtype, "dense", load, facts, notes)
 
 

@@ -101,7 +101,8 @@ def check_order(label: str, units: list[str | None]) -> None:
     if len(units) == 4 and spaces in ("QQRR", "QQ??", "??RR"):
         raise InputError(
             f"{label} has axes in {', '.join(str(unit) for unit in units)}: the detector seems to "
-            "come before the scan; write it again with the axes (scan_y, scan_x, ky, kx)."
+            "come before the scan; name its axes with `order` where the format has this hint "
+            '("ky kx y x"), or write it again as (scan_y, scan_x, ky, kx).'
         )
 
 
