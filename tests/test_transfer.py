@@ -136,8 +136,8 @@ def test_sections_of_a_simulated_scatterer_are_as_predicted(
     found, q = seen(scatterer, specimen, mode=mode, collector=collector)
     if representation == "modes":
         # Of order 6, which is too few for a layer 32 Å from the plane: the prediction knows.
-        of_modes = lambda f: (
-            transfer.transfer_of_modes(f, DEPTH, SECTIONS, PLANE, 6, SEMIANGLE, ENERGY).real
+        of_modes = lambda f: np.real(
+            transfer.transfer_of_modes(f, DEPTH, SECTIONS, PLANE, 6, SEMIANGLE, ENERGY)
         )
         expected = predicted(q, of_modes)
     else:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from ..inverse.design import default_depth_range, depth_unit
+from ..inverse.sampling import default_depth_range, depth_unit, round_below
 from .problems import line_numbers, location, parts, problem
 from .schema import Experiment, Record
 
@@ -107,7 +107,7 @@ def section_depths(experiment: Experiment) -> Float[np.ndarray, " depths"]:
     Defaults: the depth range, in steps of a round number below a tenth of lambda/alpha².
     """
     shown, (low, high) = experiment.sections, depth_range(experiment)
-    step = shown.step or _round_below(depth_unit(*_optics(experiment)) / 10)
+    step = shown.step or round_below(depth_unit(*_optics(experiment)) / 10)
     start = step * np.floor(low / step) if shown.start is None else shown.start
     stop = step * np.ceil(high / step) if shown.stop is None else shown.stop
     return start + step * np.arange(max(0, int(np.floor((stop - start) / step + 1e-6))) + 1)
@@ -120,12 +120,6 @@ def _optics(experiment: Experiment) -> tuple[float, float]:
             f"{where(experiment, 'beam')}: energy_ev and semiangle_mrad must be known first"
         )
     return semiangle, energy
-
-
-def _round_below(value: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `value`."""
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(power * max(n for n in (1, 2, 5) if n * power <= value * (1 + 1e-9)))
 
 
 def _validated(

@@ -45,13 +45,14 @@ REQUIRED = {
 
 
 def merge_facts(
-    experiment: Experiment, facts: Sequence[Mapping[str, Any]]
+    experiment: Experiment, facts: Sequence[Mapping[str, Any]], partial: bool = False
 ) -> tuple[Experiment, list[str]]:
     """Complete the experiment by what each scan's file says; the experiment wins.
 
     `facts` has one mapping a scan, as `Source.facts` of a reader: keys of `FACTS`, or the detector
     pixel in 1/Å and the semi-angle in pixels. None and other keys are passed over. The notes say
-    what was taken from a file, and where file and experiment differ by more than 1 %.
+    what was taken from a file, and where file and experiment differ by more than 1 %. `partial`:
+    what is still missing (see `missing`) may be so.
 
     **Raises:** ExperimentError where files contradict each other or a number is still missing.
     """
@@ -72,7 +73,8 @@ def merge_facts(
         merged = override(experiment, found) if found else experiment
     except ExperimentError as error:
         raise ExperimentError(f"{error}\n(as the data files say: {found})") from None
-    _require(merged)
+    if not partial:
+        _require(merged)
     return merged, notes
 
 
@@ -131,18 +133,22 @@ def _weigh(
         notes.append(f"{key} = {show(value)} {fact.unit}".rstrip() + f" is taken from {files}")
 
 
-def _require(experiment: Experiment) -> None:
-    """Everything that must be known by now."""
+def missing(experiment: Experiment) -> dict[str, str]:
+    """Keys without which nothing can be reconstructed and that nobody wrote, and what they are."""
     wanted = dict(REQUIRED)
     for i, _ in enumerate(experiment.scans):
         wanted[f"scans[{i}].defocus"] = "Å, 0 if in focus"
-    missing = [key for key in wanted if _given(experiment, key) is None]
-    if missing:
+    return {key: what for key, what in wanted.items() if _given(experiment, key) is None}
+
+
+def _require(experiment: Experiment) -> None:
+    """Everything that must be known by now."""
+    if absent := missing(experiment):
         raise ExperimentError(
             "\n".join(
                 f"{where(experiment, key)}: missing, and the data files do not say; add "
-                f"`{parts(key)[-1]}` ({wanted[key]})"
-                for key in missing
+                f"`{parts(key)[-1]}` ({what})"
+                for key, what in absent.items()
             )
         )
 

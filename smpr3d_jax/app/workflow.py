@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from ..data.counts import Events, InputError
 from ..data.dataset import Dataset, hold_out
-from ..data.readers import check_counts, check_series, load_series, read, Source
+from ..data.readers import check_counts, check_series, load_series, read, Source, survey
 from ..inverse import design, losses, priors, refinement, updates
 from ..inverse.batches import chunks, each, ordered
 from ..inverse.reconstruction import reconstruct, Result, Step
@@ -95,15 +95,25 @@ def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
     notes = list(check_series(sources, same_raster=True))
     experiment, said = merge_facts(experiment, [source.facts for source in sources])
     notes += said
-    findings = list(_findings(experiment, sources))
-    errors = [_told(experiment, f) for f in findings if f.severity == "error"]
+    found = findings(experiment, sources)
+    errors = [_told(experiment, f) for f in found if f.severity == "error"]
     if errors and not experiment.accept_implausible:
         raise InputError("\n".join(errors))
-    notes += errors + [_told(experiment, f) for f in findings if f.severity != "error"]
+    notes += errors + [_told(experiment, f) for f in found if f.severity != "error"]
     if check_frames:
-        lenient = experiment.accept_implausible
-        notes += [f"{s.path.name}: {said}" for s in sources for said in check_counts(s, lenient)]
+        notes += _looked_at(experiment, sources)
     return Prepared(experiment, sources, tuple(dict.fromkeys(notes)))
+
+
+def _looked_at(experiment: Experiment, sources: Sequence[Source]) -> list[str]:
+    """What the frames themselves say: faults, and whether the dose suffices."""
+    notes, electrons = [], []
+    for source in sources:
+        seen = survey(source)
+        said = check_counts(source, experiment.accept_implausible, seen)
+        notes += [f"{source.path.name}: {one}" for one in said]
+        electrons.append(float(seen.electrons.mean()))
+    return notes + [_told(experiment, f) for f in findings(experiment, sources, electrons)]
 
 
 def _hints(dataset, scan_shape) -> dict[str, Any]:
@@ -115,7 +125,13 @@ def _told(experiment: Experiment, finding: design.Finding) -> str:
     return f"{where(experiment, finding.key)}: {finding.message}"
 
 
-def _findings(experiment: Experiment, sources: tuple[Source, ...]) -> list[design.Finding]:
+def findings(
+    experiment: Experiment, sources: Sequence[Source], electrons: Sequence[float] | None = None
+) -> list[design.Finding]:
+    """What `design.check` says of an experiment in which nothing is missing.
+
+    `electrons` are those of a mean frame of each scan, where the frames have been looked at.
+    """
     beam, geometry, method = experiment.beam, experiment.geometry, experiment.method
     assert beam.energy_ev and beam.semiangle_mrad and geometry.scan_step  # by `merge_facts`
     assert geometry.detector_pixel_mrad
@@ -124,7 +140,8 @@ def _findings(experiment: Experiment, sources: tuple[Source, ...]) -> list[desig
         scan_step=geometry.scan_step, scan_shape=sources[0].scan_shape,
         detector_pixel=geometry.detector_pixel_mrad, detector_shape=sources[0].frame_shape,
         center=geometry.center, representation=method.representation, order=method.order,
-        depth_range=depth_range(experiment), plane=_plane(experiment),
+        depth_range=depth_range(experiment), plane=_plane(experiment), electrons=electrons,
+        spread=_focal_spread(experiment), source=beam.source_size_A,
     )  # fmt: skip
 
 
@@ -154,12 +171,18 @@ def optics(experiment: Experiment) -> Optics:
     beam = experiment.beam
     assert beam.energy_ev and beam.semiangle_mrad
     each = [scan.aberrations or beam.aberrations for scan in experiment.scans]
-    spread = beam.defocus_spread_A
-    if beam.cc_mm is not None and beam.energy_spread_ev is not None:
-        spread = chromatic_spread(beam.cc_mm, beam.energy_ev, beam.energy_spread_ev)
+    spread = _focal_spread(experiment)
     return focal_series(
         beam.energy_ev, beam.semiangle_mrad, _defoci(experiment), each, beam.source_size_A, spread
     )
+
+
+def _focal_spread(experiment: Experiment) -> float | None:
+    """Rms, Å: as given, or from lens and energy spread."""
+    beam = experiment.beam
+    if beam.cc_mm is None or beam.energy_spread_ev is None or beam.energy_ev is None:
+        return beam.defocus_spread_A
+    return chromatic_spread(beam.cc_mm, beam.energy_ev, beam.energy_spread_ev)
 
 
 def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:

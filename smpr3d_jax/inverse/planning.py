@@ -188,8 +188,8 @@ def plan(
 
     What is given is kept, even where `design.check` will object. Foci lie symmetrically about the
     specimen's middle over 7 lambda/alpha² or its thickness; the detector is as fine as the window
-    needs and reaches 2 alpha or alpha + 0.7 lambda/Å; the step is lambda/(2 alpha); the `field` (y,
-    x) Å is two windows wide, so that the middle one is seen by all beams.
+    needs and reaches 2 alpha or alpha + 0.7 lambda/Å; the step is lambda/(2 alpha) or the limit of
+    tilt modes; the `field` (y, x) Å is two windows wide, so that the middle one is seen whole.
 
     **Raises:** ValueError for a number that is not positive.
     """
@@ -209,7 +209,6 @@ def plan(
     transfer = min(HIGHEST_TRANSFER, beyond)
     order = sampling.needed_order(semiangle, thick, transfer)
     order = min(max(order, ORDER_LEAST), ORDER_MOST)
-    step = scan_step or significant_below(lateral / 2)
     binning = max(1, math.floor(window / needed + 1e-9))
     kept = window / binning
     coarsest, components = lateral / 2, sampling.beams_in_aperture(semiangle, energy, kept)
@@ -217,6 +216,7 @@ def plan(
         components = sampling.modes_of_order(order)
         by_data = sampling.largest_scan_step_of_modes(kept, scans, order)
         coarsest = min(by_data, min(kept, needed) / 2)
+    step = scan_step or significant_below(min(lateral / 2, coarsest))
     length = field or (2 * kept, 2 * kept)
     return Plan(
         energy=energy, semiangle=semiangle, thickness=thick, defoci=defoci,
@@ -243,7 +243,7 @@ def series(
     overlap.
     """
     unit = sampling.depth_unit(semiangle, energy)
-    step, middle = round_below(unit / 10), thickness / 2
+    step, middle = sampling.round_below(unit / 10), thickness / 2
     if scans == 1:
         return (step * math.ceil((thickness + unit) / step),)
     half = max(sampling.required_focal_range(semiangle, energy), thickness) / 2
@@ -260,30 +260,30 @@ def _detector(
     shape: tuple[int, int] | None,
 ) -> tuple[float, tuple[int, int]]:
     """Pixel (mrad) and shape: as fine as the window asks, reaching as far as there is signal."""
-    finest = wavelength(energy) / window * 1e3
+    # A thousandth finer, and further, than needed: rounding shall not undo it.
+    finest = 0.999 * wavelength(energy) / window * 1e3
     signal = HIGHEST_TRANSFER * wavelength(energy) * 1e3
-    wanted = max(DARK_FIELD * semiangle, min(2 * semiangle, semiangle + signal))
+    least = 1.001 * DARK_FIELD * semiangle
+    wanted = max(least, min(2 * semiangle, semiangle + signal))
     if shape is None:
-        pixel = finest if pixel is None else pixel
+        pixel = _rounded(finest) if pixel is None else pixel
         count = 2 * math.ceil(wanted / pixel)
         return pixel, (count, count)
     if pixel is None:
         # Too few pixels for both: the window comes first, down to the least dark field.
-        reach = np.clip(finest * min(shape) / 2, DARK_FIELD * semiangle, wanted)
-        pixel = float(reach) * 2 / min(shape)
+        reach = np.clip(finest * min(shape) / 2, least, wanted)
+        pixel = _rounded(float(reach) * 2 / min(shape))
     return pixel, shape
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _require_positive(**values: float | int | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"`{name}` = {value:g}: must be positive and finite.")
-
-
-def round_below(value: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `value`."""
-    power = 10.0 ** math.floor(math.log10(value))
-    return float(power * max(n for n in (1, 2, 5) if n * power <= value * (1 + 1e-9)))
 
 
 def significant_below(value: float) -> float:

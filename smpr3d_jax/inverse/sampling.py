@@ -182,3 +182,9 @@ def default_depth_range(
         middle, half = (low + high) / 2, (high - low) / 4
     half = max(half, unit)
     return middle - half, middle + half
+
+
+def round_below(value: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `value`."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(power * max(n for n in (1, 2, 5) if n * power <= value * (1 + 1e-9)))

@@ -64,7 +64,7 @@ def transfer(
     """
     if mode in ("confocal", "tilt_mean", "scem"):
         h = confocal_transfer(frequencies, distances, semiangle, energy, collector)
-        return -2 * h.imag if mode == "scem" else h.real
+        return -2 * np.imag(h) if mode == "scem" else np.real(h)
     if mode == "annular":
         return incoherent_transfer(frequencies, distances, semiangle, energy)
     raise ValueError(
@@ -90,7 +90,7 @@ def incoherent_transfer(
         _disc_overlap(turn[:, i], a, a, float(q)) * np.exp(0.5j * turn[:, i] * q)
         for i, q in enumerate(frequencies)
     ]
-    return np.stack(columns, axis=1).real
+    return np.real(np.stack(columns, axis=1))
 
 
 def transfer_of_modes(

@@ -56,17 +56,20 @@ def survey(source: Source) -> Survey:
     return Survey(np.concatenate(electrons), pattern.reshape(ky, kx), largest, joined)
 
 
-def check_counts(source: Source, allow_empty: bool = False) -> tuple[str, ...]:
+def check_counts(
+    source: Source, allow_empty: bool = False, seen: Survey | None = None
+) -> tuple[str, ...]:
     """Refuse a scan whose counts cannot be used; say what else deserves a second look.
 
     Frames without a count are taken where noise explains them: at the mean of the others at least
-    a thousandth of such a frame is to be expected in the scan.
+    a thousandth of such a frame is to be expected in the scan. `seen` is the scan's survey, where
+    there is one already.
 
     **Raises:** InputError for counts that are negative or not a number, events outside the frame,
     and empty frames that noise does not explain, unless `allow_empty` (a scan without any electron
     is refused always).
     """
-    seen = survey(source)
+    seen = seen or survey(source)
     empty = seen.faulty["empty"]
     allowed = not empty.all() and (allow_empty or _expected_empty(seen) > 1e-3)
     for what in (*UNUSABLE, *(() if allowed else ("empty",))):
