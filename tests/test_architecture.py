@@ -23,7 +23,7 @@ INSIDE = {
     "inverse": "losses priors penalties updates batches reconstruction refinement sections "
     "structure fisher uncertainty transfer sampling design planning "
     "rasters virtual dpc",
-    "report": "store volumes figures refined page pictures calibration",
+    "report": "store volumes figures refined planned page pictures calibration",
 }
 """In a wing a file imports only files named before it."""
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -15,11 +15,21 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ..data.counts import InputError
 from ..data.readers import describe, read
+from ..inverse.design import Finding
 from ..inverse.reconstruction import Step
-from . import calibrate as calibration, calibration_page, outputs, simulate as simulation, workflow
+from . import (
+    calibrate as calibration,
+    calibration_page,
+    outputs,
+    plan as planning,
+    plan_tables,
+    simulate as simulation,
+    workflow,
+)
 from .experiment import Experiment, from_mapping, load, override, template
 
 
@@ -204,6 +214,77 @@ def calibrate(
     for line in calibration_page.lines(found):
         notice.print(_escaped(line), soft_wrap=True)
     notice.print(f"Look at {page}, then: smpr3d run {output} -o results", soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: smpr3d design --energy 300e3 --cc 1.2 --energy-spread 0.4 --c5 5 "
+    "--thickness 200 --detector 192 192 --dose 2e4 -o plan"
+)
+def design(
+    energy: Annotated[float, typer.Option(help="Beam energy, eV.")],
+    semiangle: Annotated[
+        float | None, typer.Option(help="Semi-angle to judge, mrad; default: the optimum.")
+    ] = None,
+    thickness: Annotated[float | None, typer.Option(help="Of the specimen, Å.")] = None,
+    cc: Annotated[float | None, typer.Option(help="Chromatic aberration, mm.")] = None,
+    energy_spread: Annotated[float | None, typer.Option(help="Full width at half, eV.")] = None,
+    c3: Annotated[float | None, typer.Option(help="Of a lens without corrector, mm.")] = None,
+    c5: Annotated[float | None, typer.Option(help="Of a lens with corrector, mm.")] = None,
+    aberration: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE that remains, e.g. C12=20; Å, rad.")
+    ] = None,
+    source: Annotated[
+        float | None, typer.Option(help="Source size on the specimen, Å rms.")
+    ] = None,
+    detector: Annotated[tuple[int, int] | None, typer.Option(help="Pixels, ky kx.")] = None,
+    detector_pixel: Annotated[float | None, typer.Option(help="Angle of a pixel, mrad.")] = None,
+    representation: Annotated[str, typer.Option(help="modes or beams.")] = "modes",
+    scans: Annotated[int, typer.Option(help="Number of foci.", min=1)] = 4,
+    step: Annotated[float | None, typer.Option(help="Scan step, Å.")] = None,
+    field: Annotated[tuple[float, float] | None, typer.Option(help="Scanned, y x, Å.")] = None,
+    dose: Annotated[float | None, typer.Option(help="Electrons per Å² and scan.")] = None,
+    dwell: Annotated[float | None, typer.Option(help="Time of a frame, s.")] = None,
+    output: Annotated[
+        pathlib.Path | None, typer.Option("-o", "--output", help="Folder for picture and plan.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Plan a focal series: the best aperture, its limits, foci, detector, step, dose and data."""
+    with refusing():
+        microscope = planning.Microscope(
+            energy, cc, energy_spread, c3, c5, source, _pairs(aberration or [])
+        )
+        found = planning.design(
+            microscope, semiangle, thickness=thickness, detector_shape=detector,
+            detector_pixel=detector_pixel, representation=representation, scans=scans,
+            scan_step=step, field=field, dose=dose, dwell=dwell,
+        )  # fmt: skip
+        written = plan_tables.write(found, output) if output else ()
+    if as_json:
+        print(json.dumps(plan_tables.facts(found), allow_nan=False))
+    else:
+        _show(plan_tables.tables(found))
+        _tell_findings(found.findings)
+    for path in written:
+        notice.print(f"wrote {path}", soft_wrap=True)
+
+
+def _show(tables: list[tuple[str, tuple[str, ...], plan_tables.Rows]]) -> None:
+    """Tables on stdout, as wide as they need."""
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for title, heads, rows in tables:
+        table = Table(title=title, title_justify="left", title_style="bold", box=None)
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        out.print()
+
+
+def _tell_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        print(f"{finding.severity}: {finding.key}: {finding.message}")
 
 
 @app.command(
