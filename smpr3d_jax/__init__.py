@@ -47,8 +47,10 @@ from .inverse import (
     dpc as dpc,
     losses as losses,
     penalties as penalties,
+    planning as planning,
     priors as priors,
     refinement as refinement,
+    transfer as transfer,
     updates as updates,
     virtual as virtual,
 )
@@ -76,6 +78,7 @@ from .inverse.uncertainty import (
     laplace as laplace,
     position_errors as position_errors,
 )
+from .physics import limits as limits
 from .physics.coherence import orthogonal_probes as orthogonal_probes
 from .physics.detector import annulus as annulus, Detector as Detector
 from .physics.forward import (

@@ -400,7 +400,9 @@ def test_the_template_is_an_experiment(tmp_path):
     assert len(load(tmp_path / "experiment.yaml").scans) == 2
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "info", "section", "simulate", "template"])
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "design", "info", "section", "simulate", "template"]
+)
 def test_every_command_explains_itself(command):
     answer = smpr3d(command, "--help")
     assert answer.exit_code == 0

@@ -7,7 +7,7 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import jax
@@ -15,18 +15,18 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..data.counts import InputError
 from ..data.readers import describe, read
-from ..inverse.design import Finding
 from ..inverse.reconstruction import Step
 from . import (
     calibrate as calibration,
     calibration_page,
+    judgement,
     outputs,
     plan as planning,
     plan_tables,
+    printing,
     simulate as simulation,
     workflow,
 )
@@ -135,42 +135,51 @@ def tell(metrics: dict[str, Any], output: pathlib.Path, quiet: bool, as_json: bo
         notice.print(f"Open {output / 'report.html'}", soft_wrap=True)
 
 
-@app.command(epilog="Example: smpr3d info scan_0.h5")
+@app.command(epilog="Example: smpr3d info scan_0.h5 scan_1.h5 --defocus -150 --defocus 250")
 def info(
-    file: Annotated[pathlib.Path, typer.Argument(help="A data file of a known format.")],
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Data files, one for each scan.")],
     dataset: Annotated[str | None, typer.Option(help="Path inside an HDF5 file.")] = None,
     scan_shape: Annotated[
         tuple[int, int] | None, typer.Option(help="Scan (slow fast) of a stack of frames.")
     ] = None,
+    energy: Annotated[float | None, typer.Option(help="Beam energy, eV.")] = None,
+    semiangle: Annotated[float | None, typer.Option(help="Of the aperture, mrad.")] = None,
+    defocus: Annotated[
+        list[float] | None, typer.Option(help="Å, once for each file, in their order.")
+    ] = None,
+    scan_step: Annotated[float | None, typer.Option(help="Å.")] = None,
+    detector_pixel: Annotated[float | None, typer.Option(help="Angle of a pixel, mrad.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a data file holds: format, shapes, calibration, electrons per frame."""
+    """Say what data files hold, and whether their series can be reconstructed.
+
+    What the files do not say may be given; it wins over what they say.
+    """
+    said = {
+        "beam.energy_ev": energy, "beam.semiangle_mrad": semiangle,
+        "geometry.scan_step": scan_step, "geometry.detector_pixel_mrad": detector_pixel,
+    }  # fmt: skip
     with refusing():
         hints = {"dataset": dataset, "scan_shape": scan_shape}
-        known = describe(read(file, **{k: v for k, v in hints.items() if v is not None}))
+        given = {k: v for k, v in hints.items() if v is not None}
+        sources = [read(file, **given) for file in files]
+        spoken = {k: v for k, v in said.items() if v is not None}
+        experiment = judgement.experiment_of(sources, spoken, defocus)
+        known = [describe(source) for source in sources]
+        electrons = [one["mean_electrons_per_frame"] for one in known]
+        judged = judgement.judge(experiment, sources, electrons)
     if as_json:
-        print(json.dumps(known, default=_plain))
+        content = known[0] if len(known) == 1 else {"files": known}
+        verdict = {
+            "findings": [finding._asdict() for finding in judged.findings],
+            "missing": list(judged.missing), "judged": judged.judged,
+        }  # fmt: skip
+        print(json.dumps(content | verdict, default=printing.plain))
         return
-    for name, value in known.items():
-        lines = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, part in lines:
-            label = name if key is None else f"the file says: {key}"
-            print(f"{label.replace('_', ' ')}: {_readable(part)}")
-
-
-def _readable(value: Any) -> str:
-    """Numbers with few digits."""
-    if isinstance(value, tuple) and value and all(isinstance(v, int | float) for v in value):
-        return ", ".join(_readable(v) for v in value)
-    if isinstance(value, tuple):
-        return "; ".join(str(v) for v in value) or "none"
-    if isinstance(value, float):
-        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    return str(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+    for one in known:
+        printing.describe_file(one)
+        print()
+    print("\n".join(judgement.words(judged)))
 
 
 @app.command(epilog="Example: smpr3d calibrate scan_*.h5 --energy 80e3 --semiangle 25 -o new.yaml")
@@ -263,28 +272,10 @@ def design(
     if as_json:
         print(json.dumps(plan_tables.facts(found), allow_nan=False))
     else:
-        _show(plan_tables.tables(found))
-        _tell_findings(found.findings)
+        printing.show_tables(plan_tables.tables(found))
+        printing.tell_findings(found.findings)
     for path in written:
         notice.print(f"wrote {path}", soft_wrap=True)
-
-
-def _show(tables: list[tuple[str, tuple[str, ...], plan_tables.Rows]]) -> None:
-    """Tables on stdout, as wide as they need."""
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for title, heads, rows in tables:
-        table = Table(title=title, title_justify="left", title_style="bold", box=None)
-        for head in heads:
-            table.add_column(head, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        out.print(table)
-        out.print()
-
-
-def _tell_findings(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        print(f"{finding.severity}: {finding.key}: {finding.message}")
 
 
 @app.command(

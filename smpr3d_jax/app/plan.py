@@ -184,8 +184,8 @@ def picture(found: Design) -> Figure:
     plan, lens = found.plan, (found.plan.semiangle, found.plan.energy)
     edge = plan.semiangle * 1e-3 / wavelength(plan.energy)
     unit = depth_unit(*lens)
-    q = np.linspace(0.02, min(2.5, plan.reach / plan.semiangle), 120) * edge
-    distances = np.linspace(-3, 3, 181) * unit
+    q = np.linspace(0.02, min(2.5, plan.reach / plan.semiangle), 80) * edge
+    distances = np.linspace(-3, 3, 121) * unit
     shown = transfer.transfer(q, distances, *lens, "confocal", plan.reach)
     with np.errstate(divide="ignore"):
         widths = {

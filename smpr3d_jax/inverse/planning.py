@@ -9,7 +9,6 @@ same questions as data that exist.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -51,7 +50,7 @@ class Plan:
     detector_shape: tuple[int, int]
     binning: int
     sampling: tuple[float, float]
-    representation: Literal["modes", "beams"]
+    representation: str
     order: int
     components: int
     scan_step: float
@@ -68,8 +67,8 @@ class Plan:
 
     @property
     def reach(self) -> float:
-        """Largest angle that the detector sees all around, mrad."""
-        return self.detector_pixel * min(self.detector_shape) / 2
+        """Largest angle that the detector sees all around its pixel n//2, mrad."""
+        return self.detector_pixel * _radius(self.detector_shape)
 
     @property
     def frames(self) -> int:
@@ -136,10 +135,11 @@ def phase_bound(dose: float, length: float) -> float:
 def window_angle(pixels: int, focal_range: float, energy: float) -> float:
     """Largest semi-angle (mrad) at which `pixels` hold probe and dark field together.
 
-    A detector that reaches 1.25 alpha has a window of pixels x lambda/(2.5 alpha), which must hold
-    the cone alpha x `focal_range` and three lambda/alpha; 0 where it never does.
+    A detector that reaches 1.25 alpha around its pixel n//2 has a window of (pixels - 1)
+    lambda/(2.5 alpha), which must hold the cone alpha x `focal_range` and three lambda/alpha; 0
+    where it never does.
     """
-    units = pixels / (2 * DARK_FIELD) - AIRY_MARGIN
+    units = (pixels - 1) / (2 * DARK_FIELD) - AIRY_MARGIN
     return 1e3 * math.sqrt(max(units, 0.0) * wavelength(energy) / focal_range)
 
 
@@ -157,7 +157,7 @@ def specimen_limits(
     """
     limits = []
     if detector_shape is not None and detector_pixel is not None:
-        edge = detector_pixel * min(detector_shape) / 2 / DARK_FIELD
+        edge = detector_pixel * _radius(detector_shape) / DARK_FIELD
         limits.append(Limit("detector", edge, f"its edge at {DARK_FIELD:g} α"))
     if detector_shape is not None and thickness:
         angle = window_angle(min(detector_shape), thickness, energy)
@@ -178,7 +178,7 @@ def plan(
     scans: int = SCANS,
     detector_shape: tuple[int, int] | None = None,
     detector_pixel: float | None = None,
-    representation: Literal["modes", "beams"] = "modes",
+    representation: str = "modes",
     scan_step: float | None = None,
     field: tuple[float, float] | None = None,
     dose: float | None = None,
@@ -191,8 +191,10 @@ def plan(
     needs and reaches 2 alpha or alpha + 0.7 lambda/Å; the step is lambda/(2 alpha) or the limit of
     tilt modes; the `field` (y, x) Å is two windows wide, so that the middle one is seen whole.
 
-    **Raises:** ValueError for a number that is not positive.
+    **Raises:** ValueError for a number that is not positive, or another `representation`.
     """
+    if representation not in ("modes", "beams"):
+        raise ValueError(f"`representation` = {representation!r}: must be 'modes' or 'beams'.")
     _require_positive(
         energy=energy, semiangle=semiangle, thickness=thickness, scans=scans, dose=dose,
         detector_pixel=detector_pixel, scan_step=scan_step, dwell=dwell,
@@ -204,7 +206,7 @@ def plan(
     defoci = series(semiangle, energy, thick, scans)
     needed = sampling.required_window(semiangle, energy, defoci, thick / 2)
     pixel, shape = _detector(semiangle, energy, needed, detector_pixel, detector_shape)
-    window, reach = sampling.window_of(pixel, energy), pixel * min(shape) / 2
+    window, reach = sampling.window_of(pixel, energy), pixel * _radius(shape)
     beyond = max(reach - semiangle, 0.0) * 1e-3 / wavelength(energy)
     transfer = min(HIGHEST_TRANSFER, beyond)
     order = sampling.needed_order(semiangle, thick, transfer)
@@ -267,13 +269,18 @@ def _detector(
     wanted = max(least, min(2 * semiangle, semiangle + signal))
     if shape is None:
         pixel = _rounded(finest) if pixel is None else pixel
-        count = 2 * math.ceil(wanted / pixel)
+        count = 2 * math.ceil(wanted / pixel + 0.5)
         return pixel, (count, count)
     if pixel is None:
         # Too few pixels for both: the window comes first, down to the least dark field.
-        reach = np.clip(finest * min(shape) / 2, least, wanted)
-        pixel = _rounded(float(reach) * 2 / min(shape))
+        reach = np.clip(finest * _radius(shape), least, wanted)
+        pixel = _rounded(float(reach) / _radius(shape))
     return pixel, shape
+
+
+def _radius(shape: tuple[int, int]) -> float:
+    """Pixels from the centre of pixel n//2 to the nearest edge."""
+    return max(min(n - n // 2 for n in shape) - 0.5, 0.5)
 
 
 def _rounded(value: float) -> float:

@@ -15,6 +15,7 @@ Frequencies q in 1/Å, distances in Å, angles in mrad, energies in eV; float64 
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -141,11 +142,16 @@ def _half_disc(turn: Float[np.ndarray, " z"], radius: float, start: float, stop:
     if stop <= start:
         return np.zeros(len(turn), complex)
     first, last = np.arcsin(np.clip(np.array([start, stop]) / radius, -1, 1))
-    count = 24 + math.ceil(float(np.abs(turn).max(initial=0.0)) * radius)
-    nodes, weights = np.polynomial.legendre.leggauss(count)
+    phase = float(np.abs(turn).max(initial=0.0)) * radius
+    nodes, weights = _legendre(32 * math.ceil((24 + phase) / 32))
     angle = (first + last) / 2 + (last - first) / 2 * nodes
     area = 2 * radius**2 * np.cos(angle) ** 2 * weights * (last - first) / 2
     return np.exp(1j * np.outer(turn, radius * np.sin(angle))) @ area
+
+
+@lru_cache(maxsize=64)
+def _legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(count)
 
 
 def depth_width(
@@ -169,8 +175,8 @@ def depth_width(
         if q <= 0:
             widths.append(math.inf)
             continue
-        one, step = np.array([float(q)]), 0.01 / (semiangle * 1e-3 * q)
-        profile = transfer(one, step * np.arange(1200), semiangle, energy, mode, collector)[:, 0]
+        one, step = np.array([float(q)]), 0.02 / (semiangle * 1e-3 * q)
+        profile = transfer(one, step * np.arange(600), semiangle, energy, mode, collector)[:, 0]
         below = np.flatnonzero(profile < profile[0] / 2)
         if profile[0] < 1e-6 or not len(below):
             widths.append(math.nan)
