@@ -27,7 +27,9 @@ def test_panels_and_curves():
     assert np.asarray(curves["tcBF"].get_xdata()).max() < 1.5
     point = next(line for line in right.lines if "25 mrad, 48 Å" in str(line.get_label()))
     assert np.asarray(point.get_ydata())[0] == pytest.approx(48.0, rel=1e-3)
-    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    legend = right.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     assert "specimen, 200 Å" in labels and "focal spread, 15 Å" in labels
     assert png_bytes(figure, dpi=40)[:4] == b"\x89PNG"
 
