@@ -20,6 +20,7 @@ import numpy as np
 from ..counts import InputError
 from .chunked import gather_chunked
 from .damage import raised_in
+from .heaps import check_heaps
 from .source import gather, Load, Positions
 from .turned import Turned
 
@@ -45,6 +46,7 @@ def opened(path: pathlib.Path) -> Iterator[h5py.File]:
 
     **Raises:** InputError if it, or what is read from it, is damaged.
     """
+    check_heaps(path)
     try:
         with h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
             yield file
@@ -163,6 +165,11 @@ def frames_of(path: pathlib.Path, dataset: str, axes: tuple[int, ...] | None = N
     def load(positions: Positions):
         with opened(path) as file:
             item = dataset_at(file, dataset)
+            if item is None:
+                raise InputError(
+                    f"{path}: dataset {dataset!r} is not found again; the file is damaged, or has "
+                    "changed: copy it again."
+                )
             return frames_at(item if axes is None else Turned(item, axes), positions)
 
     return load
