@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from smatrix import Case, machine, measure, show, table
 
 from smpr3d_jax.data.readers import read
 from smpr3d_jax.data.readers.source import Source

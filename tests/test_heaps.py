@@ -7,6 +7,7 @@ from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import heaps, read, write_emd
 
 from .scan_files import lists_of, save_events, some_cube
+from .tree_files import save_channels
 
 
 def save_texts(path):
@@ -46,3 +47,27 @@ def test_both_ends_of_a_large_file(tmp_path, monkeypatch):
     path.write_bytes(data + bytes(10_000) + bad)
     with pytest.raises(InputError, match=f"heap at byte {len(data) + 10_000} "):
         heaps.check_heaps(path)
+
+
+@pytest.mark.parametrize(
+    "text, value", [(b"", 0xDEADBEEF), (b"Four score and seven years ago", 0x17770551)]
+)
+def test_checksum(text, value):
+    """The values that its author gives with the algorithm."""
+    assert heaps.checksum(text) == value
+
+
+def test_the_list_of_a_virtual_dataset(tmp_path):
+    """Whatever byte of the list or of its checksum is wrong."""
+    path = tmp_path / "a.h5"
+    save_channels(path, some_cube(dtype=np.uint16))
+    heaps.check_heaps(path)
+    data = path.read_bytes()
+    first = data.index(b"a_data_000001.h5\0data\0") - 9
+    length = int.from_bytes(data[first - 8 : first], "little")
+    for place in range(first, first + length, 3):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 + place % 100
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="heap at byte"):
+            heaps.check_heaps(path)

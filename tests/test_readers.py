@@ -3,6 +3,7 @@
 import pathlib
 import zipfile
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from smpr3d_jax.data.readers import (
     read,
     write_emd,
 )
+from smpr3d_jax.data.readers.binary import Records
 from smpr3d_jax.data.readers.source import Source
 
 from .helpers import shared_data
@@ -268,3 +270,45 @@ def test_dense_and_thinned_series_agree():
         all_counts, thinned = dense.read(index).dense(), events.read(index).dense()
         assert bool((thinned <= all_counts).all())
         np.testing.assert_allclose(thinned.sum() / all_counts.sum(), 0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("together, sizes", [(1, [8, 7]), (5, [5, 5, 5]), (15, [15]), (None, [15])])
+def test_blocks_take_what_is_stored_together(monkeypatch, together, sizes):
+    dtype = np.dtype(np.uint8)
+    source = Source(
+        pathlib.Path("a"), "mine", "", SCAN, FRAME, dtype, "dense", lambda i: i, together=together
+    )
+    monkeypatch.setattr(readers.source, "BLOCK_BYTES", 8 * 24)
+    assert [len(block) for block in source.blocks()] == sizes
+    monkeypatch.setattr(readers.source, "MOST_BYTES", 10 * 24)
+    assert max(len(block) for block in source.blocks()) <= 10
+    assert [len(block) for block in source.blocks(4 * 24)] == [4, 4, 4, 3]
+
+
+@pytest.mark.parametrize("start", [0, 512])
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "f4", "?"])
+def test_hdf5_in_one_piece(tmp_path, start, dtype):
+    """Read without the library, but for types that it has to convert."""
+    cube = some_cube(dtype=dtype)
+    with h5py.File(tmp_path / "a.h5", "w", userblock_size=start) as file:
+        file["data"] = cube
+    source = read(tmp_path / "a.h5")
+    assert isinstance(source.load, Records) == (dtype != "?")
+    index = np.array([14, 3, 4, 3, 5])
+    np.testing.assert_array_equal(source.load(index), flat(cube)[index])
+    assert source.load(index).dtype == np.dtype(dtype).newbyteorder("=")
+    assert source.together == 1
+
+
+def test_hdf5_with_numbers_of_few_bits(tmp_path):
+    """Twelve of sixteen bits hold the number: not what is in the file as it is."""
+    kind = h5py.h5t.NATIVE_UINT16.copy()
+    kind.set_precision(12)
+    cube = some_cube(dtype=np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple(cube.shape)
+        item = h5py.h5d.create(file.id, b"data", kind, space)
+        item.write(h5py.h5s.ALL, h5py.h5s.ALL, cube)
+    source = read(tmp_path / "a.h5")
+    assert not isinstance(source.load, Records)
+    np.testing.assert_array_equal(source.load(np.arange(15)), flat(cube))

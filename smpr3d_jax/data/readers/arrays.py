@@ -26,6 +26,7 @@ from .hdf5 import (
     listing,
     opened,
     storage_notes,
+    together,
 )
 from .source import gather, layout, Load, numeric, Positions, Source
 
@@ -83,7 +84,8 @@ def open_source(
     dtype = numeric(label, stored.dtype)
     scan, frame = layout(label, stored.shape, scan_shape, frame_shape)
     load = _loader(path, stored)
-    return Source(path, "numpy", stored.name, scan, frame, dtype, "dense", load)
+    at_once = math.prod(scan) if stored.fortran and stored.values is None else 1
+    return Source(path, "numpy", stored.name, scan, frame, dtype, "dense", load, together=at_once)
 
 
 def _open_hdf5(path, dataset, scan_shape, frame_shape) -> Source:
@@ -95,9 +97,11 @@ def _open_hdf5(path, dataset, scan_shape, frame_shape) -> Source:
         label = f"{path}: dataset {name!r}"
         dtype = numeric(label, item.dtype)
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
-        notes = storage_notes(path, item)
+        notes, stored = storage_notes(path, item), together(item)
     load = frames_of(path, name)
-    return Source(path, "hdf5", name, scan, frame, dtype, "dense", load, notes=notes)
+    return Source(
+        path, "hdf5", name, scan, frame, dtype, "dense", load, notes=notes, together=stored
+    )
 
 
 def _only_array(path: pathlib.Path, file: h5py.File, scan_shape) -> str:

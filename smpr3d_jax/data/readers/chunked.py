@@ -39,6 +39,13 @@ def gather_chunked(
     return frames if np.array_equal(back, np.arange(len(back))) else frames[back]
 
 
+def positions_together(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
+    """At how many consecutive positions frames share chunks of an array of three or four axes."""
+    if len(shape) == 3:
+        return min(chunks[0], shape[0])
+    return min(chunks[0], shape[0]) * shape[1] if chunks[0] > 1 else min(chunks[1], shape[1])
+
+
 def _groups(
     row: Int[np.ndarray, " frames"], column: Int[np.ndarray, " frames"]
 ) -> Iterator[Int[np.ndarray, " some"]]:

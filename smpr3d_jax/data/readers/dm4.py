@@ -87,7 +87,11 @@ def open_source(
         )
     facts = _facts(item, swapped, notes)
     native = dtype.newbyteorder("=")
-    return Source(path, "dm", item.name, scan, frame, native, "dense", load, facts, tuple(notes))
+    stored = 1 if swapped else math.prod(scan)
+    return Source(
+        path, "dm", item.name, scan, frame, native, "dense", load, facts, tuple(notes),
+        together=stored,
+    )  # fmt: skip
 
 
 def _items(path: pathlib.Path, tags: Tags) -> list[Item]:

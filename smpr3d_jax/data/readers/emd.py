@@ -29,6 +29,7 @@ from .hdf5 import (
     opened,
     storage_notes,
     text,
+    together,
     written,
 )
 from .source import layout, numeric, Source
@@ -71,9 +72,10 @@ def open_source(
         dims = [cube.get(f"dim{i}") for i in range(data.ndim)]
         facts, notes = facts_of(_calibration(cube), dims)
         notes += storage_notes(path, data)
-        name = f"{cube.name}/data"
+        name, stored = f"{cube.name}/data", together(data)
+    load = frames_of(path, name)
     return Source(
-        path, "emd", name, scan, frame, dtype, "dense", frames_of(path, name), facts, notes
+        path, "emd", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
     )
 
 

@@ -69,8 +69,9 @@ def open_source(
     scan, frame = layout(str(raw), (frames, *FRAME), shape, frame_shape)
     facts = {} if root is None else _facts(root, scan, notes)
     load = Records(raw, 0, BYTES, FRAME, np.dtype("<f4"))
+    dtype = np.dtype(np.float32)
     return Source(
-        raw, "empad", "", scan, frame, np.dtype(np.float32), "dense", load, facts, tuple(notes)
+        raw, "empad", "", scan, frame, dtype, "dense", load, facts, tuple(notes), together=1
     )
 
 

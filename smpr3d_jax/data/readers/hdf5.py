@@ -18,7 +18,8 @@ import hdf5plugin  # noqa: F401 (its compressions are known once it is imported)
 import numpy as np
 
 from ..counts import InputError
-from .chunked import gather_chunked
+from .binary import Records
+from .chunked import gather_chunked, positions_together
 from .damage import raised_in
 from .heaps import check_heaps
 from .source import gather, Load, Positions
@@ -162,17 +163,43 @@ def frames_of(path: pathlib.Path, dataset: str, axes: tuple[int, ...] | None = N
     `axes`: which of its axes are ours, if they are not in our order.
     """
 
+    def found(file: h5py.File) -> h5py.Dataset:
+        item = dataset_at(file, dataset)
+        if item is None:
+            raise InputError(
+                f"{path}: dataset {dataset!r} is not found again; the file is damaged, or has "
+                "changed: copy it again."
+            )
+        return item
+
     def load(positions: Positions):
         with opened(path) as file:
-            item = dataset_at(file, dataset)
-            if item is None:
-                raise InputError(
-                    f"{path}: dataset {dataset!r} is not found again; the file is damaged, or has "
-                    "changed: copy it again."
-                )
+            item = found(file)
             return frames_at(item if axes is None else Turned(item, axes), positions)
 
-    return load
+    if axes is not None:
+        return load
+    with opened(path) as file:
+        return _in_one_piece(path, found(file)) or load
+
+
+def _in_one_piece(path: pathlib.Path, item: h5py.Dataset) -> Records | None:
+    """Frames that the file keeps one after the other as they are, to be read without HDF5."""
+    start, stored = item.id.get_offset(), item.id.get_type()
+    if item.chunks is not None or start is None or item.external or item.dtype.kind not in "uif":
+        return None
+    length = math.prod(item.shape[-2:]) * item.dtype.itemsize
+    end = start + math.prod(item.shape[:-2]) * length
+    if not stored.equal(h5py.h5t.py_create(item.dtype)) or end > path.stat().st_size:
+        return None
+    return Records(path, start, length, item.shape[-2:], item.dtype)
+
+
+def together(item: h5py.Dataset, axes: tuple[int, ...] | None = None) -> int | None:
+    """At how many consecutive positions frames are stored in pieces that are read as a whole."""
+    if axes is not None:
+        return None
+    return 1 if item.chunks is None else positions_together(item.shape, item.chunks)
 
 
 def frames_at(item: Any, positions: Positions) -> np.ndarray:

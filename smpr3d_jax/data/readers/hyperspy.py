@@ -15,6 +15,7 @@ import numpy as np
 
 from ..counts import InputError
 from . import hdf5, stores
+from .chunked import positions_together
 from .source import layout, Load, numeric, Source
 from .units import axes_facts, check_order, scaled, zero_of
 
@@ -56,9 +57,12 @@ def open_source(
         microscopes = [_attributes(_get(settings, name)) for name in MICROSCOPES]
         facts = signal_facts(label, axes, microscopes, frame)
         notes = hdf5.storage_notes(path, item) if in_hdf5 else stores.storage_notes(path, item)
+        stored = hdf5.together(item) if in_hdf5 else positions_together(item.shape, item.chunks)
     load: Load = hdf5.frames_of(path, name) if in_hdf5 else stores.frames_of(path, name)
     kind = "hspy" if in_hdf5 else "zspy"
-    return Source(path, kind, name, scan, frame, dtype, "dense", load, facts, notes)
+    return Source(
+        path, kind, name, scan, frame, dtype, "dense", load, facts, notes, together=stored
+    )
 
 
 def _is_signal(root: Any) -> bool:

@@ -97,7 +97,9 @@ def open_source(
             "is masked; the pixels along it have lost some of theirs"
         )
     load = functools.partial(_load, records, numbers, _decoder(header, depth))
-    return Source(mib, "mib", "", scan, frame, dtype, "dense", load, facts, tuple(notes), mask)
+    return Source(
+        mib, "mib", "", scan, frame, dtype, "dense", load, facts, tuple(notes), mask, together=1
+    )
 
 
 def _pair(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:

@@ -25,6 +25,7 @@ from .hdf5 import (
     opened,
     storage_notes,
     text,
+    together,
 )
 from .source import layout, numeric, Source
 from .turned import in_order, places
@@ -72,9 +73,11 @@ def open_source(
             ]
         )
         facts |= _energy(file)
-        notes = storage_notes(path, signal)
+        notes, stored = storage_notes(path, signal), together(signal, turned)
     load = frames_of(path, name, turned)
-    return Source(path, "nexus", name, scan, frame, dtype, "dense", load, facts, notes)
+    return Source(
+        path, "nexus", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
+    )
 
 
 def _signals(file: h5py.File) -> dict[str, tuple[h5py.Group, h5py.Dataset]]:

@@ -38,7 +38,8 @@ class Source:
     `counts_per_electron`, `defocus_A`, `exposure_s` (of a frame). `notes` says what in the file
     deserves a second look; `mask` is False at the pixels that the file declares unusable.
     `frame_bytes` is what a frame takes in memory, on average, if that is not its pixels times the
-    size of `dtype`.
+    size of `dtype`; `together` says at how many consecutive positions frames are stored in pieces
+    that are read as a whole, None if that is not known.
     """
 
     path: pathlib.Path
@@ -53,6 +54,7 @@ class Source:
     notes: tuple[str, ...] = ()
     mask: Bool[np.ndarray, "ky kx"] | None = None
     frame_bytes: float | None = None
+    together: int | None = None
 
     def __len__(self) -> int:
         return math.prod(self.scan_shape)
@@ -104,10 +106,16 @@ class Source:
             )
         return index.astype(int)
 
-    def blocks(self, size: int = 2**26) -> Iterator[Positions]:
-        """Runs of positions, whose frames take about `size` bytes each."""
+    def blocks(self, size: int | None = None) -> Iterator[Positions]:
+        """Runs of positions, whose frames take about `size` bytes each.
+
+        By default small enough to stay in a processor's cache, unless frames are stored together.
+        """
         frame = self.frame_bytes or math.prod(self.frame_shape) * self.dtype.itemsize
-        step = max(1, int(size / frame))
+        stored = min(self.together or len(self), int(MOST_BYTES / frame)) if size is None else 1
+        step = max(1, stored, int((size or BLOCK_BYTES) / frame))
+        # Whole pieces, as none should be read twice.
+        step -= step % max(1, stored)
         for start in range(0, len(self), step):
             yield np.arange(start, min(start + step, len(self)))
 
@@ -139,6 +147,8 @@ REMEDIES = {
 UNUSABLE = ("not finite", "negative")
 # What only a damaged file claims to have.
 MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
+# Of a block; the larger one where frames come in pieces of many.
+BLOCK_BYTES, MOST_BYTES = 2**23, 2**26
 
 
 def faults(frames: Shaped[np.ndarray, "frames ky kx"]) -> dict[str, Bool[np.ndarray, " frames"]]:

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from ..counts import InputError
+from .chunked import positions_together
 from .source import layout, numeric, Source
 from .stores import (
     array_at,
@@ -50,8 +51,11 @@ def open_source(
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
         facts, notes = _measurement(label, root, name, item.shape)
         notes += storage_notes(path, item)
+        stored = positions_together(item.shape, item.chunks)
     load = frames_of(path, name)
-    return Source(path, "zarr", name, scan, frame, dtype, "dense", load, facts, notes)
+    return Source(
+        path, "zarr", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
+    )
 
 
 def _chosen(path: pathlib.Path, root: Any, dataset: str | None, axes: int) -> str:
