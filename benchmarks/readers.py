@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from smatrix import Case, machine, measure, show, table
 
 from smpr3d_jax.data.readers import read
 from smpr3d_jax.data.readers.source import Source
@@ -27,6 +28,19 @@ from smpr3d_jax.data.readers.source import Source
 
 FLOOR = "floor: memory map"
 HEADER = 384
+# The high-water mark of the kernel: that of `resource` includes the process it came from.
+ALONE = """
+import json, pathlib, sys, time
+from smpr3d_jax.data.readers import read
+def high_water():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+imported, core, wall = high_water(), time.process_time(), time.perf_counter()
+source = read(sys.argv[1], **json.loads(sys.argv[2]))
+total = sum(float(source.load(block).sum(dtype=float)) for block in source.blocks())
+core, wall = time.process_time() - core, time.perf_counter() - wall
+print(json.dumps({"imported": imported, "peak": high_water(), "core": core, "wall": wall}))
+"""
 
 
 class Kind(NamedTuple):
@@ -119,10 +133,9 @@ def make(kind: Kind, folder: pathlib.Path, size: float) -> tuple[pathlib.Path, t
     return folder / kind.name, (rows, columns)
 
 
-def opened(kind: Kind, path: pathlib.Path, scan: tuple[int, int]) -> Source:
-    """The file described, without notes on what it does not say."""
-    return read(path, **({"scan_shape": scan} | ({"skip": 0} if kind.name == "a.mib" else {}))
-                if kind.hinted else {})  # fmt: skip
+def hints(kind: Kind, scan: tuple[int, int]) -> dict[str, Any]:
+    """What the file does not say."""
+    return {"scan_shape": scan} if kind.hinted else {}
 
 
 def our_sum(source: Source) -> float:
@@ -139,7 +152,7 @@ def bare_sum(source: Source, frames) -> float:
 def speed(kind: Kind, folder: pathlib.Path, size: float, repeats: int) -> list:
     """Seconds of a pass, ours and the bare one."""
     path, scan = make(kind, folder, size)
-    source = opened(kind, path, scan)
+    source = read(path, **hints(kind, scan))
     if our_sum(source) != bare_sum(source, kind.floor(path, scan)):
         raise RuntimeError(f"{kind.name}: the sums differ; times mean nothing.")
     cases = {
@@ -157,7 +170,7 @@ def speed(kind: Kind, folder: pathlib.Path, size: float, repeats: int) -> list:
 def memory(kind: Kind, folder: pathlib.Path, size: float) -> dict:
     """Highest memory of a process that passes over a large file."""
     path, scan = make(kind, folder, size)
-    command = [sys.executable, __file__, "--pass", str(path), *map(str, scan)]
+    command = [sys.executable, "-c", ALONE, path, json.dumps(hints(kind, scan))]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(answer.stdout)
     workload = f"memory of a pass over {path.stat().st_size / 1e9:.1f} GB"
@@ -174,35 +187,12 @@ def memory(kind: Kind, folder: pathlib.Path, size: float) -> dict:
     }
 
 
-def alone(path: pathlib.Path, scan: tuple[int, int]) -> None:
-    """Pass over a file and say what it took; for a process of its own."""
-    import time
-
-    kind = next(kind for kind in KINDS if kind.name == path.name)
-    imported, core, wall = high_water(), time.process_time(), time.perf_counter()
-    our_sum(opened(kind, path, scan))
-    core, wall = time.process_time() - core, time.perf_counter() - wall
-    said = {"imported": imported, "peak": high_water(), "core": core, "wall": wall}
-    print(json.dumps(said))
-
-
-def high_water() -> float:
-    """Highest resident memory of this process so far in MB; not that of the one it came from."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def main() -> None:
     """Run everything, print the table, write the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=pathlib.Path, help="write the records to this file")
     parser.add_argument("--quick", action="store_true", help="smaller files and fewer repetitions")
-    parser.add_argument("--pass", nargs=3, dest="alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        path, rows, columns = options.alone
-        alone(pathlib.Path(path), (int(rows), int(columns)))
-        return
     about, records = machine(), []
     print(json.dumps(about, indent=1))
     size, repeats, large = (64e6, 3, 3e8) if options.quick else (512e6, 7, 3e9)

@@ -148,7 +148,7 @@ UNUSABLE = ("not finite", "negative")
 # What only a damaged file claims to have.
 MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
 # Of a block; the larger one where frames come in pieces of many.
-BLOCK_BYTES, MOST_BYTES = 2**23, 2**26
+BLOCK_BYTES, MOST_BYTES = 2**22, 2**26
 
 
 def faults(frames: Shaped[np.ndarray, "frames ky kx"]) -> dict[str, Bool[np.ndarray, " frames"]]:
