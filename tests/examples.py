@@ -106,5 +106,8 @@ EXAMPLES: dict[str, Callable[[pathlib.Path], Example]] = {
     "zspy": _tree(tree_files.save_zspy, "a.zspy"),
     "zarr": _tree(tree_files.save_zarr, "a.zarr"),
     "zipped zarr": _tree(tree_files.save_zarr, "a.zarr.zip"),
+    "berkeley emd": _tree(tree_files.save_berkeley, "a.emd"),
+    "py4dstem 0.12": _tree(tree_files.save_py4dstem_12, "a.h5"),
+    "py4dstem 0.13": _tree(tree_files.save_py4dstem_13, "a.h5"),
     "matlab": _tree(tree_files.save_matlab, "a.mat"),
 }

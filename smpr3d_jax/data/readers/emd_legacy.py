@@ -27,6 +27,7 @@ from .hdf5 import (
     opened,
     storage_notes,
     text,
+    together,
 )
 from .source import layout, numeric, Source
 from .turned import in_order, places
@@ -84,8 +85,11 @@ def open_source(
         check_order(label, [_unit(dim) for dim in dims])
         facts, notes = facts_of(_known(file, cube), dims)
         notes += storage_notes(path, data)
+        stored = together(data, turned)
     load = frames_of(path, name, turned)
-    return Source(path, "emd_legacy", name, scan, frame, dtype, "dense", load, facts, notes)
+    return Source(
+        path, "emd_legacy", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
+    )
 
 
 def _cubes(file: h5py.File) -> dict[str, tuple[h5py.Group, h5py.Dataset]]:
