@@ -54,6 +54,8 @@ from .inverse import (
     updates as updates,
     virtual as virtual,
 )
+from .inverse.brightfield import bright_field as bright_field, BrightField as BrightField
+from .inverse.parallax import parallax as parallax
 from .inverse.rasters import Raster as Raster, raster_of as raster_of
 from .inverse.reconstruction import (
     make_evaluation as make_evaluation,
@@ -69,6 +71,8 @@ from .inverse.sections import (
     section_blocks as section_blocks,
     virtual_images as virtual_images,
 )
+from .inverse.seeds import slices_from_phase as slices_from_phase
+from .inverse.ssb import ssb as ssb
 from .inverse.structure import (
     fit_structure as fit_structure,
     layers_from_sections as layers_from_sections,
@@ -78,6 +82,8 @@ from .inverse.uncertainty import (
     laplace as laplace,
     position_errors as position_errors,
 )
+from .inverse.unfolding import Focused as Focused
+from .inverse.wigner import wdd as wdd
 from .physics import limits as limits
 from .physics.coherence import orthogonal_probes as orthogonal_probes
 from .physics.detector import annulus as annulus, Detector as Detector

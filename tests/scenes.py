@@ -70,11 +70,20 @@ def scanned(specimen: Slices, optics: Optics, shape, positions, pixels, dose=Non
 
 def single(data: Dataset) -> Dataset:
     """The same in single precision."""
-    positions = jnp.asarray(np.asarray(data.scan.positions, np.float32))
-    scan = Scan(positions, jnp.asarray(np.asarray(data.scan.series)))
-    return Dataset(
-        Frames(jnp.asarray(np.asarray(data.counts.dense(), np.float32))), scan, data.scan_shapes
-    )
+    return _as(data, np.float32)
+
+
+def double(data: Dataset) -> Dataset:
+    """The same in double precision, where that is enabled."""
+    return _as(data, np.float64)
+
+
+def _as(data: Dataset, dtype) -> Dataset:
+    positions = jnp.asarray(np.asarray(data.scan.positions, dtype))
+    where = Scan(positions, jnp.asarray(np.asarray(data.scan.series)))
+    values = np.asarray(data.counts.dense())
+    whole = values if values.dtype.kind in "iu" else values.astype(dtype)
+    return Dataset(Frames(jnp.asarray(whole)), where, data.scan_shapes)
 
 
 def slope(image, truth, weights=None) -> tuple[float, float]:

@@ -22,7 +22,7 @@ INSIDE = {
     "smatrix windows beamlets passage layers detector sparse forward simulation",
     "inverse": "losses priors penalties updates batches reconstruction refinement sections "
     "structure fisher uncertainty transfer sampling design planning "
-    "rasters virtual dpc",
+    "rasters virtual dpc brightfield unfolding parallax ssb wigner seeds",
     "report": "store volumes figures refined planned page pictures calibration",
 }
 """In a wing a file imports only files named before it."""
