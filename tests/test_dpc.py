@@ -158,6 +158,20 @@ def test_damping_suppresses_what_is_slow(x64, scene):
     np.testing.assert_allclose(damped, plain * square / (square + 0.01), atol=1e-9)
 
 
+@pytest.mark.parametrize("method", [dpc.integrated, dpc.fitted])
+def test_noise_makes_no_chequers(x64, method):
+    """Terms at the Nyquist frequencies have no slope: noise in the deflection cannot feed them."""
+    _, field = known_field(noise=0.0)
+    noise = np.random.default_rng(0).normal(size=field.angle.shape)
+    image = method(dpc.Deflection(jnp.asarray(noise), field.electrons, field.raster), scenes.ENERGY)
+    window = np.outer(*map(np.hanning, image.shape))
+    power = np.abs(np.fft.fft2(window * np.asarray(image))) ** 2
+    fast = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, image.shape), indexing="ij")) > 0.35
+    nyquist = np.zeros(image.shape, bool)
+    nyquist[image.shape[0] // 2], nyquist[:, image.shape[1] // 2] = True, True
+    assert power[nyquist].mean() < 3 * power[fast & ~nyquist].mean()
+
+
 def test_levelled(x64):
     _, field = known_field()
     index = np.stack(np.meshgrid(*map(np.arange, field.raster.shape), indexing="ij"), -1)

@@ -54,14 +54,14 @@ class Raster(eqx.Module):
         """Spatial frequency (y, x) in 1/Å of each term of a transform over the raster.
 
         `half`: those of a real transform (`rfft2`). `odd`: the Nyquist terms of even lengths,
-        which stand for two opposite frequencies, count as 0, as a derivative needs it.
+        which stand for opposite frequencies and so have no slope, count as 0.
         """
         turns = [np.fft.fftfreq(n) for n in self.shape]
-        if odd:
-            turns = [np.where(t == -0.5, 0.0, t) for t in turns]
         if half:
             turns[1] = np.abs(turns[1][: self.shape[1] // 2 + 1])
         grid = np.stack(np.meshgrid(*turns, indexing="ij"))
+        if odd:
+            grid = grid * np.all(np.abs(grid) != 0.5, axis=0)
         return np.einsum("lsf,la->asf", grid, np.linalg.inv(self.lattice).T)
 
     def finer(self, factor: int) -> "Raster":
