@@ -19,6 +19,7 @@ from ..counts import InputError
 from .emd import facts_of
 from .hdf5 import (
     attribute,
+    attributes,
     dataset_at,
     frames_of,
     is_hdf5,
@@ -157,8 +158,7 @@ def _known(file: h5py.File, cube: h5py.Group) -> dict[str, Any]:
 
 def _entries(group: h5py.Group) -> dict[str, Any]:
     """The values in a group, whether datasets or attributes, that are numbers or words."""
-    names = [str(key) for key in group.attrs]
-    found: dict[str, Any] = {name: attribute(group, name) for name in names}
+    found = attributes(group)
     found |= {str(key): item for key, item in group.items() if isinstance(item, h5py.Dataset)}
     wanted = (h5py.Dataset, np.generic, np.ndarray, str, bytes, int, float)
     return {str(key): value for key, value in found.items() if isinstance(value, wanted)}

@@ -31,6 +31,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_CACHE_BYTES = 2**26
 # What a chunk may take when unpacked: little, or so much more than all that is stored.
 CHUNK_BYTES, PACKED = 2**26, 5000
+# Integers, real numbers, text, and truth values.
+READ = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
 # A number or a text of a description, or one for each scan position.
 FEW = 2**24
 
@@ -92,8 +94,21 @@ def dataset_at(group: h5py.File | h5py.Group, name: str) -> h5py.Dataset | None:
 
 
 def attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
-    """The attribute of this name, None if there is none."""
-    return item.attrs.get(name)
+    """The attribute of this name: numbers or text, None if there is nothing of the kind.
+
+    Of others nothing is read: a damaged list of a length of its own crashes the HDF5 library.
+    """
+    if name not in item.attrs:
+        return None
+    found = h5py.h5a.open(item.id, name.encode(errors="surrogateescape"))
+    size = found.get_space().get_simple_extent_npoints()
+    return item.attrs[name] if found.get_type().get_class() in READ and size <= FEW else None
+
+
+def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """All attributes that are numbers or text, by name."""
+    names = [str(name) for name in item.attrs]
+    return {name: value for name in names if (value := attribute(item, name)) is not None}
 
 
 def listing(file: h5py.File | h5py.Group) -> str:

@@ -74,7 +74,9 @@ def _attributes(item: Any) -> dict[str, Any]:
     """All attributes of a group in either format; of nothing, none."""
     if item is None:
         return {}
-    return dict(item.attrs) if isinstance(item, h5py.HLObject) else stores.attributes(item)
+    if isinstance(item, h5py.Group | h5py.Dataset):
+        return hdf5.attributes(item)
+    return stores.attributes(item)
 
 
 def _get(group: Any, *names: str) -> Any:
