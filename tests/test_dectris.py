@@ -6,6 +6,7 @@ import pytest
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
 
+from .foreign import python_with, run
 from .scan_files import flat, FRAME, opened, SCAN
 from .tree_files import CHANNELS, counts, link, MASKED, save_channels, save_dectris, the_mask
 
@@ -158,3 +159,27 @@ def test_channels_that_cannot_be_read(tmp_path):
     (tmp_path / "series_1_master_data_000002.h5").unlink()
     with pytest.raises(InputError, match=r"series_1_master_data_000002\.h5 is missing"):
         read(path, scan_shape=SCAN, channel="difference")
+
+
+READ = """
+    import sys, numpy as np
+    from rsciio import arina
+
+    found = arina.file_reader(sys.argv[1], navigation_shape=(3, 5))[0]
+    np.save(sys.argv[2], found["data"])
+"""
+
+
+@pytest.mark.slow
+def test_another_library_reads_the_same(tmp_path):
+    """No library writes these files; what our example holds, RosettaSciIO finds as well.
+
+    It reads square detectors only.
+    """
+    path, cube = tmp_path / "scan_master.h5", counts()[..., :4]
+    save_dectris(path, cube, mask=False)
+    python = python_with("rosettasciio[hdf5]==0.15.0", "hdf5plugin")
+    run(python, READ, path, tmp_path / "found.npy")
+    ours = read(path, scan_shape=SCAN).read().dense()
+    np.testing.assert_array_equal(ours, flat(cube))
+    np.testing.assert_array_equal(flat(np.load(tmp_path / "found.npy")), flat(cube))

@@ -10,6 +10,7 @@ from smpr3d_jax.data.readers import (
     write_emd,
 )
 
+from .foreign import python_with, run
 from .scan_files import flat, opened, SCAN, some_cube
 
 
@@ -143,3 +144,59 @@ def test_emd_without_a_datacube(tmp_path):
         del file["datacube_root/other/data"]
     with pytest.raises(InputError, match=r"c\.h5: has no 4D datacube .*other/dim0 \(2,\) float64"):
         read(path)
+
+
+WITH_PY4DSTEM = """
+    import sys, numpy as np, py4DSTEM
+
+    cube = py4DSTEM.DataCube(data=np.load(sys.argv[1]))
+    known = cube.calibration
+    known.set_R_pixel_size(0.5)
+    known.set_R_pixel_units("nm")
+    known.set_Q_pixel_size(0.02)
+    known.set_Q_pixel_units("A^-1")
+    known.set_QR_rotation_degrees(30.0)
+    known.set_QR_flip(True)
+    known.set_origin((1.5, 2.5))
+    py4DSTEM.save(sys.argv[2], cube, mode="o")
+"""
+WITH_EMDFILE = """
+    import sys, numpy as np, emdfile
+
+    array = emdfile.Array(
+        data=np.load(sys.argv[1]), name="scan", dims=[0.5, 0.7, 0.02, 0.03],
+        dim_names=["y", "x", "ky", "kx"], dim_units=["nm", "nm", "A^-1", "A^-1"],
+    )
+    emdfile.save(sys.argv[2], array)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "packages, script, facts",
+    [
+        (
+            ("py4DSTEM==0.14.18", "numpy<2"),
+            WITH_PY4DSTEM,
+            {
+                "scan_step_A": (5, 5),
+                "detector_pixel_inv_A": (0.02, 0.02),
+                "rotation_deg": -30,
+                "transpose": True,
+                "center": (1.5, 2.5),
+            },
+        ),
+        (
+            ("emdfile==0.0.16",),
+            WITH_EMDFILE,
+            {"scan_step_A": (5, 7), "detector_pixel_inv_A": (0.02, 0.03)},
+        ),
+    ],
+)
+def test_files_of_the_libraries(tmp_path, packages, script, facts):
+    np.save(tmp_path / "cube.npy", some_cube())
+    run(python_with(*packages), script, tmp_path / "cube.npy", tmp_path / "a.h5")
+    source = read(tmp_path / "a.h5")
+    assert source.format == "emd"
+    np.testing.assert_array_equal(source.read().dense(), flat(some_cube()))
+    assert source.facts == {key: pytest.approx(value) for key, value in facts.items()}

@@ -8,6 +8,7 @@ import pytest
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
 
+from .foreign import python_with, run
 from .scan_files import flat, FRAME, opened, SCAN
 from .tree_files import counts, save_matlab, save_matlab_5
 
@@ -89,3 +90,21 @@ def test_complex_arrays(tmp_path):
     save_matlab(tmp_path / "scan.mat", counts() * 1j)
     with pytest.raises(InputError, match="which are not counts"):
         read(tmp_path / "scan.mat")
+
+
+WRITE = """
+    import sys, hdf5storage, numpy as np
+
+    variables = {"dp": np.load(sys.argv[1]), "name": "abc", "parts": [1, "x"]}
+    hdf5storage.savemat(sys.argv[2], variables, format="7.3")
+"""
+
+
+@pytest.mark.slow
+def test_a_file_of_hdf5storage(tmp_path):
+    """As MATLAB lays it out: the indices of the array are those of MATLAB."""
+    np.save(tmp_path / "cube.npy", np.transpose(counts(), (2, 3, 0, 1)))
+    run(python_with("hdf5storage==0.2.2"), WRITE, tmp_path / "cube.npy", tmp_path / "a.mat")
+    source = read(tmp_path / "a.mat")
+    assert source.format == "matlab"
+    np.testing.assert_array_equal(source.read().dense(), flat(counts()))

@@ -6,6 +6,7 @@ import pytest
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
 
+from .foreign import python_with, run
 from .scan_files import flat, FRAME, opened, SCAN
 from .tree_files import AXES, counts, FACTS, save_nexus
 
@@ -125,3 +126,33 @@ def test_without_frames(tmp_path):
         read(tmp_path / "a.nxs")
     with pytest.raises(InputError, match=r"no NXdata with a 4D signal.*/entry/data \(4, 5\)"):
         read(tmp_path / "a.nxs", format="nexus")
+
+
+WRITE = """
+    import sys, numpy as np
+    from rsciio import nexus
+
+    cube = np.load(sys.argv[1])
+    steps = [("y", 0.05, "nm"), ("x", 0.07, "nm"), ("ky", 0.2, "1/nm"), ("kx", 0.3, "1/nm")]
+    axes = [
+        dict(name=name, units=unit, navigate=i < 2, size=cube.shape[i], scale=step, offset=0.0,
+             _type="UniformDataAxis", is_binned=False, index_in_array=i)
+        for i, (name, step, unit) in enumerate(steps)
+    ]
+    nexus.file_writer(sys.argv[2], [dict(
+        data=cube, axes=axes, original_metadata={}, learning_results={},
+        metadata=dict(General=dict(title="scan"), Signal=dict(signal_type="")),
+        attributes=dict(_lazy=False),
+    )])
+"""
+
+
+@pytest.mark.slow
+def test_a_file_of_rosettasciio(tmp_path):
+    python = python_with("rosettasciio[hdf5,zspy]==0.15.0")
+    np.save(tmp_path / "cube.npy", counts())
+    run(python, WRITE, tmp_path / "cube.npy", tmp_path / "a.nxs")
+    source = read(tmp_path / "a.nxs")
+    assert source.format == "nexus"
+    np.testing.assert_array_equal(source.read().dense(), flat(counts()))
+    assert source.facts == {key: pytest.approx(value) for key, value in FACTS.items()}
