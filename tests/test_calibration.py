@@ -17,6 +17,7 @@ from smpr3d_jax.data.calibration import (
     overlaps,
     Shifts,
     Signals,
+    step_from_lattice,
 )
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
@@ -354,3 +355,40 @@ def test_displacements_are_measured():
     found = measure_shifts(signals, STEP, 1.0)
     assert found.used.mean() > 0.9
     assert np.sqrt(np.mean((found.moved - moved)[found.used] ** 2)) < 0.15
+
+
+def lattice_image(shape, step, spacing, angles, noise, seed=0):
+    y, x = np.meshgrid(*(np.arange(n) * d for n, d in zip(shape, step, strict=True)), indexing="ij")
+    waves = [np.cos(2 * np.pi * (np.sin(a) * y + np.cos(a) * x) / spacing + a) for a in angles]
+    return 5 + np.sum(waves, 0) + noise * np.random.default_rng(seed).normal(size=shape)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+@pytest.mark.parametrize("step", [(0.41, 0.41), (0.42, 0.37)])
+def test_the_step_from_a_lattice(step, noise):
+    """Hexagonal, turned, with the spacing of another plane beside it."""
+    angles = np.deg2rad([10, 70, 130])
+    image = lattice_image((70, 90), step, 2.13, angles, noise)
+    image += lattice_image((70, 90), step, 2.13 / np.sqrt(3), angles + np.pi / 6, 0)
+    found = step_from_lattice(image, 2.13, 0.4)
+    assert found.separate and len(found.peaks) == 3
+    np.testing.assert_allclose(found.step, step, rtol=1e-2 if noise else 1e-3)
+    assert all(abs(s - t) < 4 * e for s, t, e in zip(found.step, step, found.sigma, strict=True))
+
+
+def test_fringes_of_one_direction_give_one_step():
+    found = step_from_lattice(lattice_image((64, 80), (0.4, 0.4), 2.5, [0.3], 0.5), 2.5, 0.42)
+    assert not found.separate and found.step[0] == found.step[1]
+    assert found.step[0] == pytest.approx(0.4, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "nominal", "message"),
+    [(0.5, 0.4, "more than two steps"), (1.3, 0.4, "stands out of the noise")],
+)
+def test_a_lattice_that_is_not_seen(spacing, nominal, message):
+    image = lattice_image((64, 80), (0.4, 0.4), 2.5, [0.3], 0.5)
+    with pytest.raises(InputError, match=message):
+        step_from_lattice(image, spacing, nominal)
+    with pytest.raises(InputError, match="8 × 8"):
+        step_from_lattice(image[:5], 2.5, 0.4)

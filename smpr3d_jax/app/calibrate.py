@@ -37,7 +37,7 @@ from .experiment import Experiment, from_mapping
 
 SIGNIFICANT = 3.0
 """Standard errors from which on an aberration is written into the experiment."""
-SHIFTED = 2.0
+SHIFTED = 4.0
 """λ/α² of defocus from which on the images are displaced enough to be aligned."""
 
 

@@ -93,7 +93,7 @@ def _row(count: int) -> tuple[Figure, list[Axes]]:
     """Axes side by side, four in a row."""
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure(figsize=(2.9 * columns, 3.1 * rows), layout="constrained")
+    figure = Figure(figsize=(2.9 * columns, 3.4 * rows), layout="constrained")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis in axes[count:]:
         axis.set_axis_off()

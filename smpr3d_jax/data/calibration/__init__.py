@@ -6,6 +6,7 @@ all scans together, and `measure_shifts` with `fit_shifts` as an independent che
 """
 
 from .disc import Disc as Disc, find_disc as find_disc
+from .lattice import ScanStep as ScanStep, step_from_lattice as step_from_lattice
 from .lens import fit_lens as fit_lens, LensFit as LensFit
 from .orientation import find_orientation as find_orientation, Orientation as Orientation
 from .overlap import (
