@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Int32, Integer, Num, Real
+from jaxtyping import Array, Float, Int32, Integer, Num, Real
 
 
 class InputError(ValueError):
@@ -180,50 +180,78 @@ def events_from_csr(
     **Raises:** InputError for a pixel outside the frame.
     """
     size = shape[0] * shape[1]
+    indptr = indptr.astype(np.int64)
     outside = np.flatnonzero((pixels < 0) | (pixels >= size))
-    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr.astype(np.int64)))
     if len(outside):
+        frame = np.searchsorted(indptr, outside[0], side="right") - 1
         raise InputError(
-            f"event index {pixels[outside[0]]} in frame {owner[outside[0]]} is outside a frame of "
+            f"event index {pixels[outside[0]]} in frame {frame} is outside a frame of "
             f"{shape[0]} × {shape[1]} pixels (0 to {size - 1}); {len(outside)} events are. "
             "Give the shape (ky, kx) with which the events were numbered."
         )
-    key, n = merged(owner * size + pixels.astype(np.int64), multiplicity)
-    return _padded(key // size, key % size, n, len(indptr) - 1, shape)
+    return _padded(*merged(indptr, pixels, multiplicity), shape)
 
 
 def merged(
-    key: Int[np.ndarray, " events"], number: Integer[np.ndarray, " events"] | None
-) -> tuple[Int[np.ndarray, " hits"], Int[np.ndarray, " hits"]]:
-    """Sorted distinct keys and their summed numbers (default: 1 each), without those of 0."""
-    n = np.ones(len(key), np.int64) if number is None else number.astype(np.int64)
-    if np.any(key[1:] <= key[:-1]):
-        if number is None:
-            key = np.sort(key)
-        else:
-            order = np.argsort(key, kind="stable")
-            key, n = key[order], n[order]
-        first = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
-        key, n = key[first], np.add.reduceat(n, first)
-    hit = n > 0
-    return (key, n) if hit.all() else (key[hit], n[hit])
+    indptr: Integer[np.ndarray, " frames_and_one"],
+    pixels: Integer[np.ndarray, " events"],
+    number: Integer[np.ndarray, " events"] | None = None,
+) -> tuple[
+    Integer[np.ndarray, " frames_and_one"],
+    Integer[np.ndarray, " hits"],
+    Integer[np.ndarray, " hits"],
+]:
+    """Rows with each pixel once and in ascending order, and its electrons (default: 1 an entry).
+
+    The numbers take the smallest unsigned type that holds them, none of them is 0.
+    """
+    inner = indptr[(indptr > 0) & (indptr < len(pixels))]
+    new = np.ones(len(pixels), bool)
+    new[1:] = pixels[1:] > pixels[:-1]
+    new[inner] = True
+    if new.all() and number is None:
+        return indptr, pixels, np.ones(len(pixels), np.uint8)
+    if not new.all():
+        pixels, number = _sorted_rows(indptr, pixels, number)
+        new[1:] = pixels[1:] != pixels[:-1]
+        new[inner] = True
+    first = np.flatnonzero(new)
+    if number is None:
+        n = np.diff(np.append(first, len(new)))
+    else:
+        n = np.add.reduceat(number, first, dtype=np.int64) if len(first) else number
+    indptr, pixels, some = np.append(0, np.cumsum(new))[indptr], pixels[first], n > 0
+    if not some.all():
+        indptr, pixels, n = np.append(0, np.cumsum(some))[indptr], pixels[some], n[some]
+    return indptr, pixels, n.astype(np.min_scalar_type(int(n.max(initial=0))))
+
+
+def _sorted_rows(indptr, pixels, number):
+    """Pixels, and their numbers if there are any, in ascending order in each row."""
+    lengths = np.diff(indptr)
+    width = int(lengths.max())
+    if number is None and len(lengths) * width < 4 * len(pixels):
+        # A rectangle of short rows is sorted ten times faster than one long row of keys.
+        inside = np.arange(width) < lengths[:, None]
+        table = np.full(inside.shape, np.iinfo(pixels.dtype).max, pixels.dtype)
+        table[inside] = pixels
+        return np.sort(table, axis=1)[inside], None
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((pixels, owner))
+    return pixels[order], None if number is None else number[order]
 
 
 def _padded(
-    owner: Int[np.ndarray, " hits"],
-    pixel: Int[np.ndarray, " hits"],
-    n: Int[np.ndarray, " hits"],
-    frames: int,
+    indptr: Integer[np.ndarray, " frames_and_one"],
+    pixel: Integer[np.ndarray, " hits"],
+    n: Integer[np.ndarray, " hits"],
     shape: tuple[int, int],
 ) -> Events:
-    """Rows of hits, sorted by frame, filled up with zeros to the longest."""
-    per_frame = np.bincount(owner, minlength=frames)
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(per_frame) - per_frame, per_frame)
-    width = max(1, per_frame.max(initial=0))
-    pixels = np.zeros((frames, width), np.int32)
-    multiplicity = np.zeros((frames, width), np.min_scalar_type(int(n.max(initial=0))))
-    pixels[owner, column] = pixel
-    multiplicity[owner, column] = n
+    """Rows of hits filled up with zeros to the longest."""
+    per_frame = np.diff(indptr)
+    inside = np.arange(max(1, per_frame.max(initial=0))) < per_frame[:, None]
+    pixels, multiplicity = np.zeros(inside.shape, np.int32), np.zeros(inside.shape, n.dtype)
+    pixels[inside], multiplicity[inside] = pixel, n
     return Events(jnp.asarray(pixels), jnp.asarray(multiplicity), shape)
 
 
@@ -235,7 +263,9 @@ def events_from_frames(frames: Frames) -> Events:
     values = whole(frames).reshape(len(frames), -1)
     owner, pixel = np.nonzero(values)
     n = values[owner, pixel].astype(np.int64)
-    return _padded(owner, pixel, n, len(frames), frames.frame_shape)
+    limits = np.append(0, np.cumsum(np.bincount(owner, minlength=len(frames))))
+    number = n.astype(np.min_scalar_type(int(n.max(initial=0))))
+    return _padded(limits, pixel, number, frames.frame_shape)
 
 
 def whole(frames: Frames) -> Real[np.ndarray, "frames ky kx"]:
@@ -338,11 +368,9 @@ def crop(
     pixels, n = np.asarray(counts.pixels), np.asarray(counts.multiplicity)
     row, column = np.divmod(pixels, size[1])
     kept = (n > 0) & (row >= y.start) & (row < y.stop) & (column >= x.start) & (column < x.stop)
-    owner, hit = np.nonzero(kept)
-    moved = (row[owner, hit] - y.start) * inside[1] + column[owner, hit] - x.start
-    area = inside[0] * inside[1]
-    key, number = merged(owner * area + moved, n[owner, hit])
-    return _padded(*np.divmod(key, area), number, len(counts), inside)
+    moved = (row - y.start) * inside[1] + column - x.start
+    limits = np.append(0, np.cumsum(np.count_nonzero(kept, axis=1)))
+    return _padded(*merged(limits, moved[kept], n[kept]), inside)
 
 
 def to_corner(counts: Counts, center: tuple[int, int] | None = None) -> Counts:

@@ -165,13 +165,8 @@ def merge(rows: EventRows) -> EventRows:
 
     The multiplicity takes the smallest unsigned type that holds it.
     """
-    indptr, pixels, number = _arrays(rows)
-    size = math.prod(rows.shape)
-    owner = np.repeat(np.arange(len(rows)), np.diff(indptr))
-    key, number = merged(owner * size + pixels, number)
-    limits = np.searchsorted(key, np.arange(len(rows) + 1) * size)
-    kind = np.min_scalar_type(int(number.max(initial=0)))
-    return EventRows(limits, (key % size).astype(np.int32), rows.shape, number.astype(kind))
+    indptr, pixels, number = merged(*_arrays(rows))
+    return EventRows(indptr, pixels, rows.shape, number)
 
 
 def to_frames(rows: EventRows, dtype: DTypeLike | None = None) -> Frames:

@@ -22,11 +22,13 @@ from . import (
     matlab,
     mib,
     nexus,
+    raw_csr,
     rosettasciio,
     stempy,
     zarr,
 )
 from .emd import write_emd as write_emd
+from .raw_csr import write_raw_csr as write_raw_csr
 from .series import load_series as load_series
 from .source import Source as Source
 from .stempy import write_stempy as write_stempy
@@ -52,6 +54,7 @@ _FORMATS: dict[str, Format] = {
     "emd": Format(emd.recognises, emd.open_source),
     "emd_legacy": Format(emd_legacy.recognises, emd_legacy.open_source),
     "stempy": Format(stempy.recognises, stempy.open_source),
+    "raw_csr": Format(raw_csr.recognises, raw_csr.open_source),
     "dm": Format(dm4.recognises, dm4.open_source),
     "mib": Format(mib.recognises, mib.open_source),
     "empad": Format(empad.recognises, empad.open_source),

@@ -10,7 +10,7 @@ takes flat positions (row after row of the scan) and answers with a numpy array 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -149,6 +149,32 @@ UNUSABLE = ("not finite", "negative")
 MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
 # Of a block; the larger one where frames come in pieces of many.
 BLOCK_BYTES, MOST_BYTES = 2**22, 2**26
+
+
+PAIRS = "scan_step_A", "detector_pixel_mrad", "detector_pixel_inv_A", "center"
+NUMBERS = (
+    "rotation_deg",
+    "energy_ev",
+    "semiangle_mrad",
+    "semiangle_pixels",
+    "counts_per_electron",
+    "defocus_A",
+    "exposure_s",
+)
+
+
+def kept_facts(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts in a mapping, as `Source` has them; what is none of them is left out."""
+    facts: dict[str, Any] = {}
+    for name in (*PAIRS, *NUMBERS, "transpose"):
+        value = np.atleast_1d(np.asarray(said.get(name, "")))
+        if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+            continue
+        if name in PAIRS and value.shape == (2,):
+            facts[name] = (float(value[0]), float(value[1]))
+        elif name not in PAIRS and value.shape == (1,):
+            facts[name] = bool(value[0]) if name == "transpose" else float(value[0])
+    return facts
 
 
 def faults(frames: Shaped[np.ndarray, "frames ky kx"]) -> dict[str, Bool[np.ndarray, " frames"]]:
