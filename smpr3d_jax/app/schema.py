@@ -244,6 +244,7 @@ class Geometry(Record):
     transpose: Flag = _key(False, "exchange the axes of the scan, before rotation")
     detector_pixel_mrad: Pixel | None = _key(None, "angle of a detector pixel, mrad")
     center: tuple[Number, Number] | None = _key(None, "[y, x] pixels; null: n//2")
+    mask: File | None = _key(None, ".npy or HDF5, 1: use this pixel; also what the data files say")
     pixel_integration: Count = _key(2, "1: pixels sample the intensity, 2: integrate")
     blur_pixels: Positive | None = _key(None, "rms point spread of the camera; null: none")
     background: Annotated[Number, Field(ge=0)] | None = _key(

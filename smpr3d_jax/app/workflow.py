@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from ..data.counts import Events, InputError
 from ..data.dataset import Dataset, hold_out
-from ..data.readers import check_counts, check_series, load_series, read, Source, survey
+from ..data.readers import check_counts, check_series, load_series, Source, survey
 from ..inverse import design, losses, priors, refinement, updates
 from ..inverse.batches import chunks, each, ordered
 from ..inverse.reconstruction import reconstruct, Result, Step
@@ -34,6 +34,7 @@ from ..physics.optics import chromatic_spread, focal_series, Optics
 from ..physics.smatrix import TiltModes
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
+from .sources import mask_findings, open_sources, preprocessed
 
 
 try:
@@ -89,12 +90,11 @@ def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
     **Raises:** ExperimentError or InputError, naming file, key, value and remedy.
     """
     require_available(experiment)
-    sources = tuple(
-        read(scan.file, **_hints(scan.dataset, scan.scan_shape)) for scan in experiment.scans
-    )
+    sources = open_sources(experiment)
     notes = list(check_series(sources, same_raster=True))
     experiment, said = merge_facts(experiment, [source.facts for source in sources])
     notes += said
+    sources = preprocessed(experiment, sources)
     found = findings(experiment, sources)
     errors = [_told(experiment, f) for f in found if f.severity == "error"]
     if errors and not experiment.accept_implausible:
@@ -114,11 +114,6 @@ def _looked_at(experiment: Experiment, sources: Sequence[Source]) -> list[str]:
         notes += [f"{source.path.name}: {one}" for one in said]
         electrons.append(float(seen.electrons.mean()))
     return notes + [_told(experiment, f) for f in findings(experiment, sources, electrons)]
-
-
-def _hints(dataset, scan_shape) -> dict[str, Any]:
-    hints = {"dataset": dataset, "scan_shape": scan_shape}
-    return {name: value for name, value in hints.items() if value is not None}
 
 
 def _told(experiment: Experiment, finding: design.Finding) -> str:
@@ -142,7 +137,7 @@ def findings(
         center=geometry.center, representation=method.representation, order=method.order,
         depth_range=depth_range(experiment), plane=_plane(experiment), electrons=electrons,
         spread=_focal_spread(experiment), source=beam.source_size_A,
-    )  # fmt: skip
+    ) + mask_findings(experiment, sources)  # fmt: skip
 
 
 def _defoci(experiment: Experiment) -> list[float]:
@@ -239,7 +234,7 @@ def noise_model(experiment: Experiment) -> losses.Noise:
 def loss(experiment: Experiment, dataset: Dataset) -> losses.Loss:
     """What is minimised; few electrons are compared at the pixels that they hit alone."""
     method, counts = experiment.method, dataset.counts
-    if method.loss == "poisson" and isinstance(counts, Events):
+    if method.loss == "poisson" and isinstance(counts, Events) and dataset.mask is None:
         f = experiment.geometry.pixel_integration
         price = sparse.costs(counts.frame_shape, counts.pixels.shape[1], f, f > 1)
         if min(price.values()) < price["pattern"]:
@@ -383,7 +378,7 @@ def judge(
     """R-factors and deviances per pixel of the final model, and what the run cost."""
     every = ordered(result.model, np.concatenate([training, held_out]))
     merits = each(eqx.filter_jit(losses.figures_of_merit), result.model, dataset, every, chunk)
-    score = partial(_score, merits, math.prod(dataset.counts.frame_shape))
+    score = partial(_score, merits, int(dataset.pixels))
     fitting, scan_of = np.isin(every, training), np.asarray(dataset.scan.series)[every]
     fitted, kept = score(fitting), score(~fitting)
     scans = range(int(scan_of.max()) + 1)

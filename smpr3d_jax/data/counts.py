@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32, Integer, Num, Real
+from jaxtyping import Array, Bool, Float, Int32, Integer, Num, Real
 
 
 class InputError(ValueError):
@@ -118,23 +118,38 @@ def compare(
     noise: Callable[[Float[Array, ""], Float[Array, ""]], Float[Array, ""]],
     intensity: Float[Array, "frames ky kx"],
     counts: Counts,
+    mask: Bool[Array, "ky kx"] | None = None,
 ) -> Float[Array, " frames"]:
-    """Sum of `noise(intensity, count)` over the pixels of each frame.
+    """Sum of `noise(intensity, count)` over the pixels of each frame at which `mask` is True.
 
     Over events it is the sum of l(I, 0) over all pixels plus that of l(I, n) - l(I, 0) over the
-    pixels that were hit: the same number, without a dense frame of counts.
+    pixels that were hit: the same number, without a dense frame of counts. What masked pixels hold
+    is of no influence, not even if it is no number.
     """
     frames = intensity.shape[0]
     flat = intensity.reshape(frames, -1)
+    seen = None if mask is None else mask.reshape(1, -1)
+    # Where a derivative is not asked for it must be finite all the same.
+    flat = only(flat, seen, 1)
     lifted = jax.vmap(jax.vmap(noise))
     if isinstance(counts, Frames):
-        return jnp.sum(lifted(flat, counts.dense(flat.dtype).reshape(flat.shape)), axis=1)
+        count = only(counts.dense(flat.dtype).reshape(flat.shape), seen, 1)
+        return jnp.sum(only(lifted(flat, count), seen), axis=1)
     hit = jnp.take_along_axis(flat, counts.pixels, axis=1)
     n = counts.multiplicity.astype(flat.dtype)
+    n = n if seen is None else only(n, seen[0][counts.pixels])
     extra = lifted(hit, n) - lifted(hit, jnp.zeros_like(n))
     # `where`, because two compiled evaluations of l(I, 0) may differ in their last bit.
     extra = jnp.where(n > 0, extra, jnp.zeros_like(extra))
-    return jnp.sum(lifted(flat, jnp.zeros_like(flat)), axis=1) + jnp.sum(extra, axis=1)
+    dark = only(lifted(flat, jnp.zeros_like(flat)), seen)
+    return jnp.sum(dark, axis=1) + jnp.sum(extra, axis=1)
+
+
+def only(
+    values: Num[Array, "*shape"], mask: Bool[Array, "*mask"] | None, instead: int = 0
+) -> Num[Array, "*shape"]:
+    """`values` where `mask` is True, `instead` elsewhere; without a mask the values themselves."""
+    return values if mask is None else jnp.where(mask, values, jnp.full_like(values, instead))
 
 
 def join(counts: Sequence[Counts]) -> Counts:

@@ -4,6 +4,7 @@ Frames are flat and in the order of `scan.series`; the zero frequency is in the 
 function returns a new record; an index is an array of frame numbers.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,25 +12,35 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from ..physics.scan import Scan
-from .counts import Counts, InputError, join as join_counts
+from .counts import Counts, InputError, join as join_counts, only
 
 
 # The positive solutions of x² = x + 1 and x³ = x + 1.
 GOLDEN, PLASTIC = 1.618033988749894848, 1.324717957244746026
 
 
+Mask = Bool[Array, "ky kx"] | None
+"""True where a pixel of the frames counts, zero frequency in the corner; None: everywhere."""
+
+
+def _mask(values) -> Mask:
+    return None if values is None else jnp.asarray(values)
+
+
 class Dataset(eqx.Module):
     """The counts of a series, the scan they belong to, and its rasters (slow, fast).
 
-    A subset keeps the rasters it was taken from.
+    A subset keeps the rasters it was taken from. What pixels hold where `mask` is False is of no
+    influence on anything that is computed from the dataset.
     """
 
     counts: Counts
     scan: Scan
     scan_shapes: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    mask: Mask = eqx.field(default=None, converter=_mask)
 
     def __check_init__(self):
         if len(self.counts) != len(self.scan.positions):
@@ -37,14 +48,31 @@ class Dataset(eqx.Module):
                 f"`Dataset` has {len(self.counts)} frames but {len(self.scan.positions)} probe "
                 "positions; each frame needs one."
             )
+        if self.mask is not None and self.mask.shape != self.counts.frame_shape:
+            raise InputError(
+                f"`Dataset` has a mask of {self.mask.shape} pixels but frames of "
+                f"{self.counts.frame_shape}; crop and turn the mask as the frames."
+            )
 
     def __len__(self) -> int:
         return len(self.counts)
 
     @property
+    def pixels(self) -> int | Int[Array, ""]:
+        """Pixels of a frame that count."""
+        return _pixels(self)
+
+    @property
     def dose(self) -> Float[Array, " scans"]:
-        """Mean electrons per frame of each scan."""
-        return _means(self.counts.total(), self.scan.series, len(self.scan_shapes))
+        """Mean electrons per frame of each scan, on all pixels.
+
+        Masked pixels are given the scan's mean over the pixels that count at the same distance from
+        the zero frequency, or, where there are none, at the nearest distances.
+        """
+        scans = len(self.scan_shapes)
+        if self.mask is None:
+            return _means(self.counts.total(), self.scan.series, scans)
+        return _beside_mask(self.counts, self.scan.series, self.mask, scans)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -53,18 +81,61 @@ def _means(electrons, series, scans: int):
     return jnp.zeros(scans, electrons.dtype).at[series].add(electrons) / frames
 
 
+@partial(jax.jit, static_argnums=3)
+def _beside_mask(counts, series, mask, scans: int):
+    shape = counts.frame_shape
+    like = jnp.zeros((scans, *shape))
+
+    # Frame by frame, for all of them in floating point may not fit into memory.
+    def add(patterns, at):
+        frame = counts[at[None]].dense(patterns.dtype)
+        return patterns.at[series[at]].add(only(frame[0], mask)), None
+
+    patterns = jax.lax.scan(add, like, jnp.arange(len(counts), dtype=jnp.int32))[0]
+    y, x = (np.fft.fftfreq(n, 1 / n) for n in shape)
+    ring = np.rint(np.hypot(y[:, None], x[None, :])).astype(int)
+    radii = jnp.arange(ring.max() + 1, dtype=like.dtype)
+    size = jnp.zeros(radii.shape, like.dtype).at[ring].add(mask.astype(like.dtype))
+    known = size > 0
+    # Rings without a pixel are read off between those that have some, which come first.
+    order = jnp.argsort(~known)
+
+    def electrons(pattern):
+        mean = jnp.zeros_like(radii).at[ring].add(pattern) / jnp.where(known, size, 1.0)
+        missing = jnp.interp(radii, jnp.where(known, radii, jnp.inf)[order], mean[order])[ring]
+        return jnp.sum(jnp.where(mask, pattern, missing))
+
+    frames = jnp.zeros(scans, like.dtype).at[series].add(1)
+    return jax.vmap(electrons)(patterns) / frames
+
+
 class Batch(eqx.Module):
-    """Some frames and their numbers in the dataset: what a loss compares a model with."""
+    """Some frames and their numbers in the dataset: what a loss compares a model with.
+
+    Only pixels at which `mask` is True are compared.
+    """
 
     counts: Counts
     index: Integer[Array, " batch"]
+    mask: Mask = eqx.field(default=None, converter=_mask)
+
+    @property
+    def pixels(self) -> int | Int[Array, ""]:
+        """Pixels of a frame that count."""
+        return _pixels(self)
+
+
+def _pixels(frames: Dataset | Batch) -> int | Int[Array, ""]:
+    if frames.mask is None:
+        return math.prod(frames.counts.frame_shape)
+    return jnp.sum(frames.mask)
 
 
 def batch(
     dataset: Dataset, index: Integer[Array, " batch"] | Integer[np.ndarray, " batch"]
 ) -> Batch:
     """The frames `index` of a dataset."""
-    return Batch(dataset.counts[index], jnp.asarray(index, jnp.int32))
+    return Batch(dataset.counts[index], jnp.asarray(index, jnp.int32), dataset.mask)
 
 
 def subset(
@@ -72,11 +143,11 @@ def subset(
 ) -> Dataset:
     """The dataset of the frames `index` alone, with their positions."""
     scan = Scan(dataset.scan.positions[index], dataset.scan.series[index])
-    return Dataset(dataset.counts[index], scan, dataset.scan_shapes)
+    return Dataset(dataset.counts[index], scan, dataset.scan_shapes, dataset.mask)
 
 
 def join(datasets: Sequence[Dataset]) -> Dataset:
-    """One series of all scans of several datasets, in their order.
+    """One series of all scans of several datasets, in their order; pixels count that do in all.
 
     **Raises:** InputError if there is none or the frames differ in shape.
     """
@@ -86,7 +157,9 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         jnp.concatenate([d.scan.positions for d in datasets]),
         jnp.concatenate([d.scan.series + int(n) for d, n in zip(datasets, first, strict=False)]),
     )
-    return Dataset(joined, scan, sum((d.scan_shapes for d in datasets), ()))
+    masks = [d.mask for d in datasets if d.mask is not None]
+    mask = jnp.all(jnp.stack(masks), axis=0) if masks else None
+    return Dataset(joined, scan, sum((d.scan_shapes for d in datasets), ()), mask)
 
 
 def hold_out(

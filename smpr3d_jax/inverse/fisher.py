@@ -20,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..data.counts import only
+from ..data.dataset import Mask
+
 
 FLOOR = 1e-5
 """A combination that keeps less than this of its information counts as undetermined: its error is
@@ -33,24 +36,30 @@ Index = Int[Array, " frames"] | Int[np.ndarray, " frames"]
 
 
 class Rows(NamedTuple):
-    """Frames cut into rows; where they do not fill the last one, it repeats a frame uncounted."""
+    """Frames cut into rows; where they do not fill the last one, it repeats a frame uncounted.
+
+    Pixels at which `mask` is False carry no information.
+    """
 
     frames: Int[Array, "rows chunk"]
     counted: Float[Array, "rows chunk"]
+    mask: Mask = None
 
 
 def fisher_product(
-    model: PyTree, index: Index, tangent: PyTree, *, chunk: int = 64, background: float = 0.002
-) -> PyTree:
+    model: PyTree, index: Index, tangent: PyTree, *, chunk: int = 64, background: float = 0.002,
+    mask: Mask = None,
+) -> PyTree:  # fmt: skip
     """F v of the frames `index` for a `tangent` v, in the same shape.
 
-    Sums over `chunk` frames at a time. `background` is that of `losses.poisson`, electrons a pixel.
+    Sums over `chunk` frames at a time. `background` is that of `losses.poisson`, electrons a pixel;
+    `mask` that of the dataset.
 
     **Raises:** ValueError for no frames, or a tangent that is not shaped as the model.
     """
     plain, tangent = without_plan(model), without_plan(tangent)
     require_shape_of_model("`fisher_product`: `tangent`", plain, tangent)
-    return information(plain, rows_of(index, chunk), background, tangent)
+    return information(plain, rows_of(index, chunk, mask), background, tangent)
 
 
 @eqx.filter_jit
@@ -58,22 +67,26 @@ def information(model: PyTree, rows: Rows, background: float, tangent: PyTree) -
     """F v summed over `rows`, of a model without plan."""
     moved, still = eqx.partition(model, jax.tree.map(is_given, tangent, is_leaf=is_none))
     tangent = jax.tree.map(lambda leaf, t: jnp.asarray(t, leaf.dtype), moved, tangent)
+    seen = None if rows.mask is None else rows.mask[None]
 
     def add(total, row):
         index, counted = row
         expected = lambda moved: eqx.combine(moved, still)(index)
         intensity, pull = jax.vjp(expected, moved)
         weight = counted[:, None, None].astype(intensity.dtype) / (intensity + background)
+        weight = only(weight, seen)
         (back,) = pull(weight * push(pull, intensity, tangent))
         # JAX's cotangent of a complex leaf is the conjugate of the gradient.
         return jax.tree.map(lambda a, b: a + jnp.conj(b), total, back), None
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, moved), rows)[0]
+    start = jax.tree.map(jnp.zeros_like, moved)
+    return jax.lax.scan(add, start, (rows.frames, rows.counted))[0]
 
 
 @eqx.filter_jit
 def position_information(model: PyTree, rows: Rows, background: float) -> Float[Array, "..."]:
     """The 2 x 2 information (1/Å²) of each frame in `rows` on its own position (y, x)."""
+    seen = None if rows.mask is None else rows.mask[None]
 
     def row(index):
         def expected(positions):
@@ -84,7 +97,8 @@ def position_information(model: PyTree, rows: Rows, background: float) -> Float[
         root = jnp.sqrt(intensity + background)
         # Frames do not feel each other's positions, so that all move at once.
         units = [jnp.zeros_like(positions).at[:, axis].set(1) for axis in (0, 1)]
-        slopes = jnp.stack([push(pull, intensity, unit) / root for unit in units])
+        slopes = [push(pull, intensity, unit) / root for unit in units]
+        slopes = jnp.stack([only(slope, seen) for slope in slopes])
         return jnp.einsum("afyx,bfyx->fab", slopes, slopes, precision="highest")
 
     return jax.lax.map(row, rows.frames)
@@ -226,8 +240,8 @@ def absorb(
     return rest, state[0], more(state)
 
 
-def rows_of(index: Index, chunk: int) -> Rows:
-    """`index` in rows of at most `chunk` frames.
+def rows_of(index: Index, chunk: int, mask: Mask = None) -> Rows:
+    """`index` in rows of at most `chunk` frames, of which the pixels in `mask` count.
 
     **Raises:** ValueError if there is no frame.
     """
@@ -241,7 +255,8 @@ def rows_of(index: Index, chunk: int) -> Rows:
     shape = (-(-len(index) // width), width)
     filled = np.resize(index, shape)
     counted = np.arange(filled.size).reshape(shape) < len(index)
-    return Rows(jnp.asarray(filled, jnp.int32), jnp.asarray(counted, float))
+    seen = None if mask is None else jnp.asarray(mask)
+    return Rows(jnp.asarray(filled, jnp.int32), jnp.asarray(counted, float), seen)
 
 
 def without_plan(tree: PyTree) -> PyTree:

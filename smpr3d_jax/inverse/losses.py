@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..data.counts import compare, Events
+from ..data.counts import compare, Events, only
 from ..data.dataset import Batch
 
 
@@ -79,7 +79,9 @@ NOISES: dict[str, Callable[..., Noise]] = {
 
 def objective(noise: Noise) -> Loss:
     """The loss of a noise model: its sum over pixels, averaged over the frames of the batch."""
-    return lambda model, batch: jnp.mean(compare(noise, model(batch.index), batch.counts))
+    return lambda model, batch: jnp.mean(
+        compare(noise, model(batch.index), batch.counts, batch.mask)
+    )
 
 
 def event_poisson(background: float = 0.002) -> Loss:
@@ -87,14 +89,17 @@ def event_poisson(background: float = 0.002) -> Loss:
 
     The sum of I over all pixels, less that of n + n ln((I + e)/(n + e)) over those that were hit.
     It asks the model for `model.at(index, pixels)`: the totals (frames) and the intensities at
-    the hits (frames hits), as `physics.sparse.pattern_at` gives them. Where counts are dense or a
-    model has no `at`, the same number is computed from whole frames. Totals cancel, so that the
-    value (not its gradient) is rounded to 1e-7 of a frame's electrons in float32.
+    the hits (frames hits), as `physics.sparse.pattern_at` gives them. Where counts are dense, some
+    pixels masked or a model has no `at`, the same number is computed from whole frames. Totals
+    cancel, so that the value (not its gradient) is rounded to 1e-7 of a frame's electrons in
+    float32.
     """
     whole = objective(poisson(background))
 
     def loss(model, batch):
-        if not isinstance(batch.counts, Events) or not hasattr(model, "at"):
+        sparse = isinstance(batch.counts, Events) and hasattr(model, "at")
+        # The total of a frame is that of all pixels.
+        if not sparse or batch.mask is not None:
             return whole(model, batch)
         total, hit = model.at(batch.index, batch.counts.pixels)
         n = batch.counts.multiplicity.astype(hit.dtype)
@@ -197,13 +202,15 @@ def expected_deviance(intensity: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def figures_of_merit(model, batch: Batch) -> dict[str, Float[Array, " frames"]]:
-    """Of each frame, sums over pixels: deviance, noise, | sqrt(I) - sqrt(n) | and sqrt(n).
+    """Of each frame: deviance, noise, | sqrt(I) - sqrt(n) | and sqrt(n), summed over pixels.
 
+    Masked pixels are left out.
     "noise" is the `expected_deviance` of the model's own intensities: a true model's "deviance"
     equals it on average. The ratio of the last two sums, over frames, is the R-factor.
     """
-    intensity = model(batch.index)
-    count = batch.counts.dense(intensity.dtype)
+    seen = None if batch.mask is None else batch.mask[None]
+    intensity = only(model(batch.index), seen)
+    count = only(batch.counts.dense(intensity.dtype), seen)
     root = jnp.sqrt(count)
     misfit = jnp.abs(jnp.sqrt(intensity) - root)
     pixels = (1, 2)
@@ -215,10 +222,10 @@ def figures_of_merit(model, batch: Batch) -> dict[str, Float[Array, " frames"]]:
     }
 
 
-def summary(mean: dict[str, Any], pixels: int) -> dict[str, Any]:
+def summary(mean: dict[str, Any], pixels: Any) -> dict[str, Any]:
     """Deviance and noise per pixel, and the R-factor, of frames of whose figures this is the mean.
 
-    `pixels` of a frame; "r_factor" is the ratio of sums over all of the frames.
+    `pixels` of a frame count; "r_factor" is the ratio of sums over all of the frames.
     """
     return {
         "deviance": mean["deviance"] / pixels,

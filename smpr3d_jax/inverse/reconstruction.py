@@ -50,7 +50,9 @@ def mean_over_chunks(function: Callable[[Batch], PyTree], frames: Batch, chunk: 
 
     def cut(first, count):
         # Cut inside the loop: rows cut beforehand would be one more copy of the data.
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, count), frames)
+        some = lambda a: jax.lax.dynamic_slice_in_dim(a, first, count)
+        counts, index = jax.tree.map(some, (frames.counts, frames.index))
+        return Batch(counts, index, frames.mask)
 
     def add(sums, row):
         return jax.tree.map(jnp.add, sums, function(cut(row * chunk, chunk))), None
@@ -174,7 +176,9 @@ def make_evaluation(
 def _evaluate(chunk, model, frames):
     part = lambda b: jax.tree.map(jnp.mean, figures_of_merit(model, b))
     means = mean_over_chunks(part, frames, chunk)
-    return summary(means, math.prod(frames.counts.frame_shape))
+    pixels = frames.pixels
+    pixels = pixels if isinstance(pixels, int) else pixels.astype(means["deviance"].dtype)
+    return summary(means, pixels)
 
 
 def start(model: PyTree, updates: Updates) -> Any:

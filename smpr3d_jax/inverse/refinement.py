@@ -205,7 +205,7 @@ def _largest(values, among, share: float):
 
 @eqx.filter_jit
 def _misfit(noise, model, frames):
-    return compare(noise, model(frames.index), frames.counts)
+    return compare(noise, model(frames.index), frames.counts, frames.mask)
 
 
 @eqx.filter_jit

@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ..data.counts import thin
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Mask
+from ..data.electrons import masked
 from .fisher import (
     absorb,
     combination,
@@ -76,6 +77,7 @@ def laplace(
     prior: Mapping[str, float] | None = None,
     chunk: int = 64,
     background: float = 0.002,
+    mask: Mask = None,
     iterations: int = 200,
     tolerance: float = 0.01,
 ) -> Covariance:
@@ -91,15 +93,16 @@ def laplace(
     applied to them (`priors.depth_range`): without it S can take up every aberration common to all
     scans. `prior` are standard deviations believed beforehand, by name: of coordinates, and of the
     entries of a leaf fitted along, of their real and imaginary parts (even a wide one says much
-    where many entries change together; by default nothing is believed). Iterations end where less
-    than `tolerance` of the variance seems to come, or after `iterations`.
+    where many entries change together; by default nothing is believed). `mask` is that of the
+    dataset. Iterations end where less than `tolerance` of the variance seems to come, or after
+    `iterations`.
 
     **Raises:** ValueError for names that fit nothing, a tangent of another shape or without any
     change, or a standard deviation that is not positive.
     """
     project, prior = project or {}, prior or {}
     _require(directions, nuisance, project, prior)
-    plain, rows = without_plan(model), rows_of(index, chunk)
+    plain, rows = without_plan(model), rows_of(index, chunk, mask)
     labels = _labels(tuple(nuisance), plain)
     moves = _moves(plain, directions, labels)
     response = partial(information, plain, rows, background)
@@ -204,16 +207,17 @@ def position_errors(
     chunk: int = 64,
     background: float = 0.002,
     prior: float | None = None,
+    mask: Mask = None,
 ) -> Float[np.ndarray, "frames 2 2"]:
     """Covariance (Å²) of the position (y, x) of each of the frames `index`, all else being known.
 
-    `prior` is the standard deviation (Å) believed of each coordinate. Where a frame leaves a
-    direction open, as over vacuum, its variances are infinite.
+    `prior` is the standard deviation (Å) believed of each coordinate, `mask` that of the
+    dataset. Where a frame leaves a direction open, as over vacuum, its variances are infinite.
 
     **Raises:** ValueError for no frames, or a prior that is not positive.
     """
     _require_positive("position_errors", {} if prior is None else {"prior": prior})
-    found = position_information(without_plan(model), rows_of(index, chunk), background)
+    found = position_information(without_plan(model), rows_of(index, chunk, mask), background)
     both = np.asarray(found, float).reshape(-1, 2, 2)[: len(index)]
     if prior is not None:
         both = both + np.eye(2) / prior**2
@@ -242,9 +246,11 @@ def bootstrap(
     """
     if draws < 1:
         raise ValueError(f"`bootstrap` needs at least one draw, got `draws` = {draws}.")
-    total, square = np.zeros(()), np.zeros(())
+    total, square, counted = np.zeros(()), np.zeros(()), dataset.counts
+    if dataset.mask is not None:
+        counted = masked(counted, dataset.mask)  # pyright: ignore
     for own in np.random.SeedSequence(seed).spawn(draws):
-        halves = thin(dataset.counts, 0.5, own)
+        halves = thin(counted, 0.5, own)
         parts = [eqx.tree_at(lambda d: d.counts, dataset, half) for half in halves]
         first, second = (np.asarray(run(part), float) for part in parts)
         total = total + (first + second) / 2

@@ -28,6 +28,7 @@ from . import (
     zarr,
 )
 from .emd import write_emd as write_emd
+from .masks import common_mask as common_mask, read_mask as read_mask, with_mask as with_mask
 from .raw_csr import write_raw_csr as write_raw_csr
 from .series import load_series as load_series
 from .source import Source as Source

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer, Shaped
 
 from ..counts import Counts, Frames, InputError
+from ..electrons import masked
 from ..events import EventRows, to_events
 
 
@@ -36,10 +37,10 @@ class Source:
     `scan_step_A` and `detector_pixel_mrad` or `detector_pixel_inv_A` (each (y, x)), `center` (y, x)
     in pixels, `rotation_deg`, `transpose`, `energy_ev`, `semiangle_mrad`, `semiangle_pixels`.
     `counts_per_electron`, `defocus_A`, `exposure_s` (of a frame). `notes` says what in the file
-    deserves a second look; `mask` is False at the pixels that the file declares unusable.
-    `frame_bytes` is what a frame takes in memory, on average, if that is not its pixels times the
-    size of `dtype`; `together` says at how many consecutive positions frames are stored in pieces
-    that are read as a whole, None if that is not known.
+    deserves a second look; `mask` is False at the pixels that the file declares unusable, which
+    `usable` and `read` leave out. `frame_bytes` is what a frame takes in memory, on average, if
+    that is not its pixels times the size of `dtype`; `together` says at how many consecutive
+    positions frames are stored in pieces that are read as a whole, None if that is not known.
     """
 
     path: pathlib.Path
@@ -65,10 +66,12 @@ class Source:
     def read(self, index: Integer[np.ndarray, " frames"] | slice | None = None) -> Counts:
         """The counts at flat scan positions (default: all), zero frequency where the file has it.
 
+        Pixels that may not be used read 0.
+
         **Raises:** InputError for a position outside the scan, a count that is negative or not a
         number, or an event outside the frame.
         """
-        counts = self.host(index)
+        counts = self.usable(index)
         if isinstance(counts, EventRows):
             return to_events(counts)
         positions = self.positions(index)
@@ -93,6 +96,13 @@ class Source:
         if self.kind == "events":
             return data
         return Frames(data.view(np.uint8) if data.dtype.kind == "b" else data)
+
+    def usable(
+        self, index: Integer[np.ndarray, " frames"] | slice | None = None
+    ) -> Frames | EventRows:
+        """What `host` gives, without what is in the pixels that `mask` leaves out."""
+        counts = self.host(index)
+        return counts if self.mask is None else masked(counts, self.mask)  # pyright: ignore
 
     def positions(self, index: Integer[np.ndarray, " frames"] | slice | None) -> Positions:
         """`index` as an array of flat positions."""

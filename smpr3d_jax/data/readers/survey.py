@@ -37,7 +37,7 @@ def survey(source: Source) -> Survey:
     pattern, largest = np.zeros(ky * kx), 0.0
     electrons, faulty = [], {name: [] for name in FAULTS}
     for positions in source.blocks():
-        counts = source.host(positions)
+        counts = source.usable(positions)
         if isinstance(counts, EventRows):
             per_frame, times = np.asarray(counts.total()), np.asarray(merge(counts).multiplicity)
             found = {"empty": per_frame == 0}
