@@ -9,6 +9,7 @@ optax's. Lengths in Å, energies in eV, angles in mrad; z = 0 is the plane on wh
 import importlib.metadata
 
 from .app import experiment as experiment, outputs as outputs, workflow as workflow
+from .app.calibrate import calibrate as calibrate, Calibration as Calibration
 from .app.simulate import (
     Acquisition as Acquisition,
     read_structure as read_structure,

@@ -12,8 +12,11 @@ from jaxtyping import Float
 from ruamel.yaml import YAML
 
 from ..inverse import dpc
+from ..inverse.brightfield import BrightField
+from ..inverse.parallax import parallax
 from ..inverse.rasters import Raster
-from ..physics.optics import wavelength
+from ..inverse.ssb import ssb
+from ..physics.optics import Optics, wavelength
 from ..physics.scan import raster
 from ..report import calibration as figures, store
 from ..report.pictures import Picture, picture_page
@@ -136,16 +139,22 @@ def _pictures(found: Calibration) -> list[Picture]:
         if pair is not None:
             pictures.append(_displacement(found, i, *pair))
     for i, signals in enumerate(found.signals):
+        bright = bright_field(found, i)
+        # Out of focus the images of the cells lie beside each other, and together are finer.
+        finer = 2 if found.shifts[i] is not None else 1
+        aligned = parallax(bright, correction="flip", upsample=finer).images[0]
         shown = {
             "bright field": signals.images.sum(-1),
             "outside the disc": signals.dark,
             "phase from the centre of mass (rad)": deflection_phase(found, i),
+            "aligned bright field": np.asarray(aligned),
+            "single sidebands (rad)": np.asarray(ssb(bright, upsample=finer).images[0]),
         }
         pictures.append(
             Picture(
                 f"Images of {found.sources[i].path.name}",
-                "Structure should be the same in all, light where there is matter in the phase.",
-                figures.images(shown, found.known.scan_step),
+                "The last three should show one structure, light where there is matter.",
+                figures.images(shown, _field(found)),
             )
         )
     return pictures
@@ -163,18 +172,42 @@ def _displacement(found: Calibration, i: int, shifts, fit) -> Picture:
     )
 
 
+def _field(found: Calibration) -> tuple[float, float]:
+    """Size of the scanned field along the raster's axes, Å."""
+    ny, nx = (
+        n * d for n, d in zip(found.sources[0].scan_shape, found.known.scan_step, strict=True)
+    )
+    return ny, nx
+
+
+def _raster(found: Calibration) -> Raster:
+    """The raster at the calibrated rotation and transposition."""
+    shape = found.sources[0].scan_shape
+    turn, transpose = float(found.lens.lens.rotation), found.lens.transpose
+    place = raster(shape, found.known.scan_step, turn, transpose).reshape(*shape, 2)
+    pair = lambda v: (float(v[0]), float(v[1]))
+    slow, fast = place[1, 0] - place[0, 0], place[0, 1] - place[0, 0]
+    return Raster(shape, (0.0, 0.0), pair(slow), pair(fast))
+
+
+def bright_field(found: Calibration, scan: int) -> BrightField:
+    """The images of the cells of one scan, seen through the lens that was found for it."""
+    signals, lam = found.signals[scan], wavelength(found.known.energy)
+    scale = found.pixel * 1e-3 / lam
+    level = signals.images.mean((0, 1)) / signals.cell_pixels
+    images = np.moveaxis(signals.images / signals.cell_pixels, -1, 0)
+    lens = {name: value[scan : scan + 1] for name, value in found.lens.lens.aberrations.items()}
+    optics = Optics(found.known.energy, found.semiangle, lens)
+    side = math.sqrt(float(np.median(signals.cell_pixels))) * scale
+    return BrightField(
+        jnp.asarray(images, jnp.float32), jnp.asarray(signals.cells * scale, jnp.float32),
+        jnp.asarray(np.median(level), jnp.float32), _raster(found), optics, side,
+    )  # fmt: skip
+
+
 def deflection_phase(found: Calibration, scan: int) -> Float[np.ndarray, "scan_y scan_x"]:
     """Phase (rad) from the centre of mass of a scan, at the calibrated rotation."""
-    signals = found.signals[scan]
-    place = raster(
-        signals.com.shape[:2], found.known.scan_step, float(found.lens.lens.rotation),
-        found.lens.transpose,
-    ).reshape(*signals.com.shape[:2], 2)  # fmt: skip
-    pair = lambda v: (float(v[0]), float(v[1]))
-    lattice = Raster(
-        signals.com.shape[:2], (0.0, 0.0), pair(place[1, 0] - place[0, 0]),
-        pair(place[0, 1] - place[0, 0]),
-    )  # fmt: skip
+    signals, lattice = found.signals[scan], _raster(found)
     field = dpc.Deflection(
         jnp.asarray(signals.com * found.pixel, float),
         jnp.asarray(signals.electrons, float),

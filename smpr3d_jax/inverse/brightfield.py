@@ -102,7 +102,7 @@ def _means(images, dtype):
 @eqx.filter_jit
 def _gathered(counts: Counts, pixels) -> Num[Array, "pixels frames"]:
     if isinstance(counts, Frames):
-        return counts.values.reshape(len(counts), -1)[:, pixels].T
+        return jnp.asarray(counts.values).reshape(len(counts), -1)[:, pixels].T
     ky, kx = counts.frame_shape
     slot = jnp.full(ky * kx, len(pixels)).at[pixels].set(jnp.arange(len(pixels)))
 

@@ -77,21 +77,21 @@ def displacements(
     return figure
 
 
-def images(named: Mapping[str, Real[np.ndarray, "y x"]], step: tuple[float, float]) -> Figure:
-    """Images of the scan beside each other, each in its own contrast."""
+def images(named: Mapping[str, Real[np.ndarray, "_ _"]], field: tuple[float, float]) -> Figure:
+    """Images of one `field` (y, x) Å beside each other, each in its own contrast."""
     figure, axes = _row(len(named))
     for axis, (name, image) in zip(axes, named.items(), strict=True):
         low, high = np.percentile(image, (0.5, 99.5))
-        height, width = (n * d for n, d in zip(image.shape, step, strict=True))
-        axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0))
+        extent = (0, field[1], field[0], 0)
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("Å")
     return figure
 
 
 def _row(count: int) -> tuple[Figure, list[Axes]]:
-    """Axes side by side, four in a row."""
-    columns = min(count, 4)
+    """Axes side by side, five in a row."""
+    columns = min(count, 5)
     rows = -(-count // columns)
     figure = Figure(figsize=(2.9 * columns, 3.4 * rows), layout="constrained")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
