@@ -195,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     about, records = machine(), []
     print(json.dumps(about, indent=1))
-    size, repeats, large = (64e6, 3, 3e8) if options.quick else (512e6, 7, 3e9)
+    size, repeats, large = (64e6, 3, 3e8) if options.quick else (512e6, 15, 3e9)
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             records += speed(kind, pathlib.Path(folder), size, repeats)

@@ -6,6 +6,7 @@ ever looked at as memory in use. Sizes are compared with the file's length befor
 
 import dataclasses
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -17,6 +18,8 @@ from .source import Positions, runs
 
 # Small enough to stay in a processor's cache between the two copies of a record with a header.
 PIECE_BYTES = 2**20
+# Larger records are read to where they belong, so many of them at once.
+SCATTERED_BYTES, ONE_CALL, CAN_SCATTER = 2**14, 256, hasattr(os, "preadv")
 PLANES_BYTES = 2**24
 
 
@@ -42,23 +45,38 @@ class Records:
         found = np.empty((len(wanted), *self.shape), self.dtype.newbyteorder("="))
         with open(self.path, "rb", buffering=0) as file:
             for start, stop in runs(wanted):
-                file.seek(self.start + int(wanted[start]) * self.stride)
-                self._fill(file, found[start:stop])
+                self._fill(file, found[start:stop], self.start + int(wanted[start]) * self.stride)
         return found if np.array_equal(back, np.arange(len(back))) else found[back]
 
-    def _fill(self, file, found: np.ndarray) -> None:
-        """Read as many consecutive records as there is room for."""
+    def _fill(self, file, found: np.ndarray, place: int) -> None:
+        """Read as many consecutive records as there is room for, from a byte of the file."""
         length = math.prod(self.shape) * self.dtype.itemsize
-        if length == self.stride:
-            self._read(file, found.reshape(-1).view(np.uint8).data)
-            if not self.dtype.isnative:
-                found.byteswap(inplace=True)
-            return
+        rest = self.stride - length
+        whole = found.reshape(-1).view(np.uint8).data
+        small = length < SCATTERED_BYTES or not CAN_SCATTER
+        if not self.dtype.isnative or (rest and small):
+            file.seek(place)
+            self._through_buffer(file, found)
+        elif not rest:
+            file.seek(place)
+            self._read(file, whole)
+        else:
+            between = memoryview(bytearray(rest))
+            for first in range(0, len(found), ONE_CALL):
+                last = min(first + ONE_CALL, len(found))
+                parts = [whole[i * length : (i + 1) * length] for i in range(first, last)]
+                # The last record of a file may lack what follows its array.
+                parts = [part for array in parts for part in (array, between)][:-1]
+                read = os.preadv(file.fileno(), parts, place + first * self.stride)
+                self._complain(sum(map(len, parts)) - read)
+
+    def _through_buffer(self, file, found: np.ndarray) -> None:
+        """Read pieces of many records, and copy or convert the arrays out of them."""
+        length = math.prod(self.shape) * self.dtype.itemsize
         step = max(1, PIECE_BYTES // self.stride)
         buffer = np.empty((min(step, len(found)), self.stride), np.uint8)
         for first in range(0, len(found), step):
             part = found[first : first + step]
-            # The last record of a file may lack what follows its array.
             missing = self.stride - length if first + step >= len(found) else 0
             piece = buffer[: len(part)]
             self._read(file, piece.reshape(-1).data[: piece.size - missing])
@@ -70,12 +88,16 @@ class Records:
         while done < len(into):
             # One call of the system reads at most 2 GiB.
             read = file.readinto(into[done:])
-            if not read:
-                raise InputError(
-                    f"{self.path}: ended {len(into) - done} bytes too early. The file has become "
-                    "shorter since it was opened; copy it again."
-                )
             done += read
+            if not read:
+                self._complain(len(into) - done)
+
+    def _complain(self, missing: int) -> None:
+        if missing:
+            raise InputError(
+                f"{self.path}: ended {missing} bytes too early. The file has become shorter since "
+                "it was opened; copy it again."
+            )
 
 
 def complete_records(path: pathlib.Path, start: int, stride: int) -> tuple[int, int]:
