@@ -9,6 +9,7 @@ import zarr
 
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
+from smpr3d_jax.data.readers.chunked import gather_chunked
 
 from .foreign import python_with, run
 from .scan_files import flat, FRAME, SCAN
@@ -70,6 +71,33 @@ def test_only_the_chunks_asked_for_are_read(tmp_path):
     index = np.array([0, 9, 6])
     np.testing.assert_array_equal(source.read(index).dense(), flat(counts())[index])
     assert read(path).notes == ("2 of 4 chunks are not stored, and read as 0",)
+
+
+@pytest.mark.parametrize(
+    "index, reads",
+    [
+        (np.arange(5, 15), 1),
+        (np.array([1, 2, 3, 6, 7, 8]), 1),
+        (np.array([8, 3, 2, 1, 6, 7, 7]), 1),
+        (np.array([0, 1, 2, 3, 4, 5]), 2),
+        (np.array([12, 2, 4]), 3),
+        (np.zeros(0, int), 0),
+    ],
+)
+def test_chunks_are_read_once(index, reads):
+    """A box of positions at once, others chunk by chunk."""
+    chunks, read = (2, 3, *FRAME), []
+
+    class Counting:
+        shape, ndim, dtype = (*SCAN, *FRAME), 4, np.dtype(np.uint16)
+
+        def __getitem__(self, item):
+            read.append(item)
+            return counts()[item]
+
+    found = gather_chunked(Counting(), index, chunks)
+    np.testing.assert_array_equal(found, flat(counts())[index])
+    assert len(read) == reads
 
 
 def test_a_store_larger_than_memory_is_only_described(tmp_path):

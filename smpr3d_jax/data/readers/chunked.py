@@ -25,6 +25,11 @@ def gather_chunked(
     wanted, back = np.unique(positions, return_inverse=True)
     width = array.shape[1] if array.ndim == 4 else array.shape[0]
     rows, columns = np.divmod(wanted, width)
+    if len(wanted) and _is_box(rows, columns):
+        down, across = (slice(n[0], n[-1] + 1) for n in (rows, columns))
+        part = array[down, across] if array.ndim == 4 else array[across]
+        frames = part.reshape(len(wanted), *part.shape[-2:])
+        return frames if np.array_equal(back, np.arange(len(back))) else frames[back]
     high, wide = chunks[:2] if array.ndim == 4 else (1, chunks[0])
     frame = math.prod(array.shape[-2:]) * array.dtype.itemsize
     wide = max(1, min(wide, AT_ONCE // max(frame, 1)))
@@ -37,6 +42,13 @@ def gather_chunked(
         part = array[down, across] if array.ndim == 4 else array[across][None]
         frames[group] = part[row - top, column - left]
     return frames if np.array_equal(back, np.arange(len(back))) else frames[back]
+
+
+def _is_box(row: Int[np.ndarray, " frames"], column: Int[np.ndarray, " frames"]) -> bool:
+    """Whether sorted positions are all those between the first and the last row and column."""
+    sides = row[-1] - row[0] + 1, column[-1] - column[0] + 1
+    inside = column.min() == column[0] and column.max() == column[-1]
+    return bool(inside and sides[0] * sides[1] == len(row))
 
 
 def positions_together(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:

@@ -5,8 +5,8 @@ master, each (frames, ky, kx). The newer, since 2024: one virtual dataset `/entr
 (frames, channels, ky, kx), a channel for each threshold; the hint `channel` names one, otherwise
 the file's default slice or its only channel is taken. Neither knows the scan: where a row was
 triggered, `ntrigger` × `nimages` is its shape, otherwise `scan_shape` is needed. A pixel whose mask
-is not zero is unusable and reads as 0, since the file has a code instead of counts there. The
-detector's distance is that of a beamline, so no scattering angles follow.
+is not zero has a code instead of counts, and is left out. The detector's distance is that of a
+beamline, so no scattering angles follow.
 """
 
 import pathlib
@@ -101,11 +101,14 @@ def open_source(
         facts = _facts(file, frame)
         notes += (*said, *_overload(file))
     step, said = _companion(path)
-    load = _loader(parts, mask)
+    load = _loader(parts)
     notes += said
+    facts |= step
     return Source(
-        path, "dectris", "entry/data", scan, frame, dtype, "dense", load, facts | step, notes, mask
-    )
+        path, "dectris", "entry/data", scan, frame, dtype, "dense", load, facts, notes, mask,
+        # A file is opened once for all its frames.
+        together=first.shape[0],
+    )  # fmt: skip
 
 
 def _group(file: h5py.File, name: str) -> h5py.Group | None:
@@ -236,7 +239,7 @@ def _mask(
             return None, (f"the pixel mask {item.shape} does not fit the frames and is not used",)
         good = item[()] == 0
         bad = int(np.count_nonzero(~good))
-        return good, (f"{bad} pixels are masked and read as 0",) if bad else ()
+        return (good, (f"{bad} pixels are masked and read as 0",)) if bad else (None, ())
     return None, ()
 
 
@@ -283,23 +286,31 @@ def _companion(path: pathlib.Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return ({step[0]: (step[1], step[1])} if step else {}), ()
 
 
-def _loader(parts: list[Part], mask: Bool[np.ndarray, "ky kx"] | None) -> Load:
+def _loader(parts: list[Part]) -> Load:
     """How to load frames across the files; each is open only meanwhile."""
     starts = np.cumsum([0, *(part.shape[0] for part in parts)])
 
     def load(positions: Positions):
-        first = parts[0]
-        frames = np.empty((len(positions), *first.shape[1:]), first.dtype.newbyteorder("="))
         owner = np.searchsorted(starts, positions, side="right") - 1
+        read = []
         for i in np.unique(owner):
-            part, mine = parts[i], owner == i
+            part, mine = parts[i], positions[owner == i] - starts[i]
             with opened(part.path) as file:
                 item: Any = dataset_at(file, part.dataset)
-                if part.channel is not None:
-                    item = Channel(item, part.channel)
-                frames[mine] = frames_at(item, positions[mine] - starts[i])
-        if mask is not None:
-            frames[:, ~mask] = 0
+                if item is None or (item.shape[0], *item.shape[-2:]) != part.shape:
+                    raise InputError(
+                        f"{part.path}: dataset {part.dataset!r} has changed since it was described;"
+                        " read it again."
+                    )
+                read.append(
+                    frames_at(item if part.channel is None else Channel(item, part.channel), mine)
+                )
+        if len(read) == 1:
+            return read[0]
+        first = parts[0]
+        frames = np.empty((len(positions), *first.shape[1:]), first.dtype.newbyteorder("="))
+        for i, found in zip(np.unique(owner), read, strict=True):
+            frames[owner == i] = found
         return frames
 
     return load

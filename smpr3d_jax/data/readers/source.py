@@ -279,7 +279,8 @@ def runs(wanted: Positions, width: int | None = None) -> Iterator[tuple[int, int
 def gather(array: Any, positions: Positions) -> Shaped[np.ndarray, "frames ky kx"]:
     """Frames at flat `positions` of a 3D or 4D array on disk, reading nothing else.
 
-    `array` is anything with `shape`, `dtype` and slices: a memory map or an HDF5 dataset.
+    `array` is anything with `shape`, `dtype` and slices: a memory map or an HDF5 dataset, whose
+    `read_direct` spares a copy.
     """
     wanted, back = np.unique(positions, return_inverse=True)
     width = array.shape[1] if array.ndim == 4 else array.shape[0]
@@ -288,5 +289,9 @@ def gather(array: Any, positions: Positions) -> Shaped[np.ndarray, "frames ky kx
     for start, stop in runs(wanted, width):
         row, column = divmod(int(wanted[start]), width)
         run = slice(column, column + int(stop - start))
-        frames[start:stop] = array[row, run] if array.ndim == 4 else array[run]
+        place = (row, run) if array.ndim == 4 else run
+        if hasattr(array, "read_direct"):
+            array.read_direct(frames, place, slice(start, stop))
+        else:
+            frames[start:stop] = array[place]
     return frames if np.array_equal(back, np.arange(len(back))) else frames[back]
