@@ -30,6 +30,7 @@ from . import (
     simulate as simulation,
     workflow,
 )
+from .convert import Changes, convert, TARGETS
 from .experiment import Experiment, from_mapping, load, override, template
 
 
@@ -387,6 +388,54 @@ def simulate(
         title = "two nanotubes" if structure is None else structure.stem
         file = simulation.write_series(output, series, f"{title}, simulated")
     notice.print(f"Reconstruct it with: smpr3d run {file} -o {output / 'results'}", soft_wrap=True)
+
+
+@app.command(name="convert", epilog="Example: smpr3d convert scan.h5 scan.toml --bin 2")
+def convert_(
+    file: Annotated[pathlib.Path, typer.Argument(help="A data file of a known format.")],
+    output: Annotated[pathlib.Path, typer.Argument(help="The file to write.")],
+    to: Annotated[
+        str | None, typer.Option(help=f"{', '.join(TARGETS)}; default: as OUTPUT ends.")
+    ] = None,
+    crop: Annotated[tuple[int, int] | None, typer.Option(help="Pixels (rows columns).")] = None,
+    center: Annotated[
+        tuple[int, int] | None, typer.Option(help="Pixel in the middle of the crop. [n//2]")
+    ] = None,
+    bin: Annotated[int, typer.Option(help="Add up N × N pixels.", min=1)] = 1,
+    scan_window: Annotated[
+        tuple[int, int, int, int] | None,
+        typer.Option(help="First row, last row + 1, first column, last column + 1 of the scan."),
+    ] = None,
+    scan_bin: Annotated[int, typer.Option(help="Add up N × N positions.", min=1)] = 1,
+    dataset: Annotated[str | None, typer.Option(help="Path inside an HDF5 file.")] = None,
+    scan_shape: Annotated[
+        tuple[int, int] | None, typer.Option(help="Scan (slow fast) of a stack of frames.")
+    ] = None,
+    frame_shape: Annotated[
+        tuple[int, int] | None, typer.Option(help="Frame (rows columns), where not known.")
+    ] = None,
+    drop_flyback: Annotated[
+        bool, typer.Option("--drop-flyback", help="Leave out the last column of stempy's scan.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUTPUT.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a data file in another format, cropped and binned, keeping every electron."""
+    hints = {
+        "dataset": dataset, "scan_shape": scan_shape, "frame_shape": frame_shape,
+        "drop_flyback": drop_flyback or None,
+    }  # fmt: skip
+    changes = Changes(scan_window, crop, center, bin, scan_bin)
+    with refusing(), Progress(console=notice, disable=quiet, transient=True) as bar:
+        task = bar.add_task("converting", total=1.0)
+        source = read(file, **{k: v for k, v in hints.items() if v is not None})
+        tell_done = lambda done: bar.update(task, completed=done)
+        made = convert(source, output, to, changes, force, tell_done)
+    for note in () if quiet else made.notes:
+        notice.print(f"[yellow]note:[/] {_escaped(note)}", soft_wrap=True)
+    if not quiet:
+        shapes = " × ".join(str(n) for n in (*made.scan_shape, *made.frame_shape))
+        notice.print(f"{made.path}: {made.format}, {shapes}", soft_wrap=True)
 
 
 def _pairs(words: list[str]) -> dict[str, float]:

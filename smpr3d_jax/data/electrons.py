@@ -12,14 +12,14 @@ other functions take it along.
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Num, Real
+from jaxtyping import Array, Bool, Float, Int, Integer, Real
 
 from .counts import Counts, Events, Frames, InputError, window
 from .events import event_rows, EventRows, on_host, per_frame, to_events
@@ -102,19 +102,30 @@ def center_of_mass(
     return xp.stack([y / safe, x / safe], axis=-1)
 
 
-Kind = TypeVar("Kind", Frames, Events, EventRows)
+Kind = TypeVar("Kind", bound=Electrons)
 
 
-def _on_rows(operation: Callable[[EventRows], EventRows], events: Events) -> Events:
-    return to_events(operation(event_rows(events)))
+def _each(
+    counts: Kind,
+    of_frames: Callable[[Frames], Frames],
+    of_rows: Callable[[EventRows], EventRows],
+) -> Kind:
+    """The same for every kind; padded events go by way of rows."""
+    done: Any
+    if isinstance(counts, Frames):
+        done = of_frames(counts)
+    elif isinstance(counts, Events):
+        done = to_events(of_rows(event_rows(counts)))
+    else:
+        done = of_rows(on_host(counts))
+    return done
 
 
 def relocate(
-    counts: EventRows, table: Int[np.ndarray, " pixels"], shape: tuple[int, int]
+    rows: EventRows, table: Int[np.ndarray, " pixels"], shape: tuple[int, int]
 ) -> EventRows:
     """Events whose pixel p went to `table[p]` of frames of `shape`; those at -1 are dropped."""
-    counts = on_host(counts)
-    return _kept(counts, table[counts.pixels], shape)
+    return _kept(rows, table[rows.pixels], shape)
 
 
 def _kept(rows: EventRows, pixels: Integer[np.ndarray, " events"], shape) -> EventRows:
@@ -129,15 +140,15 @@ def _kept(rows: EventRows, pixels: Integer[np.ndarray, " events"], shape) -> Eve
 
 def _rearranged(counts: Kind, view: Callable) -> Kind:
     """Counts in another order of the pixels: `view` takes an array (frames, ky, kx) to it."""
-    if isinstance(counts, Frames):
-        return Frames(view(counts.values))
-    if isinstance(counts, Events):
-        return _on_rows(lambda rows: _rearranged(rows, view), counts)
-    ky, kx = counts.shape
-    origin = view(np.arange(ky * kx, dtype=np.int32).reshape(1, ky, kx))[0]
-    table = np.full(ky * kx, -1, np.int32)
-    table[origin.ravel()] = np.arange(origin.size)
-    return relocate(counts, table, origin.shape)
+    ky, kx = counts.frame_shape
+
+    def move(rows: EventRows) -> EventRows:
+        origin = view(np.arange(ky * kx, dtype=np.int32).reshape(1, ky, kx))[0]
+        table = np.full(ky * kx, -1, np.int32)
+        table[origin.ravel()] = np.arange(origin.size)
+        return relocate(rows, table, origin.shape)
+
+    return _each(counts, lambda frames: Frames(view(frames.values)), move)
 
 
 def crop(
@@ -189,15 +200,17 @@ def masked(counts: Kind, mask: Bool[Array | np.ndarray, "ky kx"]) -> Kind:
             f"`masked`: a mask of shape {mask.shape} does not belong to frames of "
             f"{counts.frame_shape} pixels."
         )
-    if isinstance(counts, Frames):
-        values = counts.values
-        xp = values.__array_namespace__()
+
+    def hide(frames: Frames) -> Frames:
+        values, xp = frames.values, frames.values.__array_namespace__()
         return Frames(xp.where(xp.asarray(mask)[None], values, values.dtype.type(0)))
-    if isinstance(counts, Events):
-        return _on_rows(lambda rows: masked(rows, mask), counts)
-    flat = np.asarray(mask).ravel()
-    table = np.where(flat, np.arange(flat.size, dtype=np.int32), np.int32(-1))
-    return relocate(counts, table, counts.shape)
+
+    def drop(rows: EventRows) -> EventRows:
+        flat = np.asarray(mask).ravel()
+        table = np.where(flat, np.arange(flat.size, dtype=np.int32), np.int32(-1))
+        return relocate(rows, table, rows.shape)
+
+    return _each(counts, hide, drop)
 
 
 def bin_detector(counts: Kind, factor: int) -> Kind:
@@ -211,14 +224,12 @@ def bin_detector(counts: Kind, factor: int) -> Kind:
     _divides("bin_detector", "frames", "pixels", (ky, kx), factor)
     if factor == 1:
         return counts
-    if isinstance(counts, Frames):
-        parts = [(i, j) for i in range(factor) for j in range(factor)]
-        return _added(counts, (np.s_[:, i::factor, j::factor] for i, j in parts), factor**2)
-    if isinstance(counts, Events):
-        return _on_rows(lambda rows: bin_detector(rows, factor), counts)
+    parts = [np.s_[:, i::factor, j::factor] for i in range(factor) for j in range(factor)]
     y, x = (np.arange(n, dtype=np.int32) // factor for n in (ky, kx))
-    shape = (ky // factor, kx // factor)
-    return relocate(counts, (y[:, None] * shape[1] + x).ravel(), shape)
+    table, shape = (y[:, None] * (kx // factor) + x).ravel(), (ky // factor, kx // factor)
+    return _each(
+        counts, lambda frames: _added(frames, parts), lambda rows: relocate(rows, table, shape)
+    )
 
 
 def _divides(name: str, what: str, of: str, sizes: tuple[int, int], factor: int) -> None:
@@ -230,28 +241,32 @@ def _divides(name: str, what: str, of: str, sizes: tuple[int, int], factor: int)
         )
 
 
-def _added(counts: Frames, parts: Iterable, number: int) -> Frames:
-    """The sum of parts of the frames, in a type that `number` of the largest counts fit in."""
-    kind = _wide(counts.values, number)
+def _added(counts: Frames, parts: Sequence) -> Frames:
+    """The sum of parts of the frames, in a type that it fits in."""
+    kind = _wide(counts.values, len(parts))
     # Slices added up: several times faster than a sum over short axes.
     total = functools.reduce(operator.add, (counts.values[part].astype(kind) for part in parts))
     return Frames(total)
 
 
-def _wide(values: Real[Array | np.ndarray, "frames ky kx"], number: int) -> np.dtype:
-    """The narrowest type, not below that of `values`, that holds the sum of `number` of them."""
-    kind = np.dtype(values.dtype)
+def wide_enough(kind: np.dtype, number: int) -> np.dtype:
+    """The narrowest type, not below `kind`, that holds the sum of any `number` of its counts."""
     if kind.kind == "f":
         return kind
-    needed = int(np.iinfo(kind).max) * number
+    needed = int(np.iinfo(kind.str).max) * number
     sizes = [s for s in (1, 2, 4, 8) if s >= kind.itemsize]
     sizes = [s for s in sizes if np.iinfo(f"{kind.kind}{s}").max >= needed] or [8]
-    wide = np.dtype(f"{kind.kind}{sizes[0]}")
+    return np.dtype(f"{kind.kind}{sizes[0]}")
+
+
+def _wide(values: Real[Array | np.ndarray, "frames ky kx"], number: int) -> np.dtype:
+    """The type for sums of `number` counts, in numpy or on the device."""
+    wide = wide_enough(np.dtype(values.dtype), number)
     if isinstance(values, np.ndarray):
         return wide
     kept = np.dtype(jax.dtypes.canonicalize_dtype(wide))
     known = not isinstance(values, jax.core.Tracer)
-    if kept != wide and known and int(values.max()) * number > np.iinfo(kept).max:
+    if kept != wide and known and int(values.max()) * number > np.iinfo(kept.str).max:
         raise InputError(
             f"sums of {number} counts of up to {int(values.max())} do not fit into {kept}; enable "
             "64-bit numbers in JAX, or keep the frames in numpy."
@@ -261,32 +276,28 @@ def _wide(values: Real[Array | np.ndarray, "frames ky kx"], number: int) -> np.d
 
 def shift(
     counts: Kind, shifts: Integer[Array | np.ndarray, "frames 2"]
-) -> tuple[Kind, Num[Array | np.ndarray, " frames"]]:
+) -> tuple[Kind, Float[Array | np.ndarray, " frames"]]:
     """Each frame moved by its own whole pixels (y, x), and the electrons of it that this lost.
 
     What leaves a frame is gone, what comes in is dark: mask the edges by the largest shift.
     """
     if shifts.shape[0] != len(counts):
         raise InputError(f"`shift`: {len(shifts)} shifts were given for {len(counts)} frames.")
-    if isinstance(counts, Events):
-        rows, lost = _shifted_rows(event_rows(counts), shifts)
-        return to_events(rows), jnp.asarray(lost)
-    if isinstance(counts, Frames):
-        moved = Frames(_shifted(counts.values, shifts))
-        kind = None if counts.values.dtype.kind == "f" else int
-        before = counts.values.sum(axis=(1, 2), dtype=kind)
-        return moved, before - moved.values.sum(axis=(1, 2), dtype=kind)
-    return _shifted_rows(counts, shifts)
+    moved = _each(
+        counts,
+        lambda frames: Frames(_shifted(frames.values, shifts)),
+        lambda rows: _shifted_rows(rows, np.asarray(shifts)),
+    )
+    return moved, counts.total() - moved.total()
 
 
-def _shifted_rows(rows: EventRows, shifts) -> tuple[EventRows, Integer[np.ndarray, " frames"]]:
-    rows, (ky, kx) = on_host(rows), rows.shape
-    by = np.repeat(np.asarray(shifts, np.int64), np.diff(rows.indptr), axis=0)
-    y = rows.pixels // kx + by[:, 0]
-    x = rows.pixels % kx + by[:, 1]
+def _shifted_rows(rows: EventRows, shifts: Integer[np.ndarray, "frames 2"]) -> EventRows:
+    """Events, each moved by the shift of its frame."""
+    ky, kx = rows.shape
+    by = np.repeat(shifts.astype(np.int64), np.diff(rows.indptr), axis=0)
+    y, x = rows.pixels // kx + by[:, 0], rows.pixels % kx + by[:, 1]
     inside = (y >= 0) & (y < ky) & (x >= 0) & (x < kx)
-    moved = _kept(rows, np.where(inside, y * kx + x, -1).astype(np.int32), rows.shape)
-    return moved, np.asarray(rows.total() - moved.total()).astype(np.int64)
+    return _kept(rows, np.where(inside, y * kx + x, -1).astype(np.int32), rows.shape)
 
 
 def _shifted(values, shifts):
@@ -303,7 +314,7 @@ def _shifted(values, shifts):
 
 def center(
     counts: Kind, centers: Real[Array | np.ndarray, "frames 2"]
-) -> tuple[Kind, Num[Array | np.ndarray, " frames"]]:
+) -> tuple[Kind, Float[Array | np.ndarray, " frames"]]:
     """Each frame moved so that the pixel nearest to its own centre (y, x) comes to index n//2.
 
     Returns the electrons that this lost as well; `crop` moves all frames alike and loses none of
@@ -319,7 +330,8 @@ def crop_scan(
     counts: Kind, scan_shape: tuple[int, int], rows: slice, columns: slice = slice(None)
 ) -> Kind:
     """The frames at some rows and columns of a scan (slow, fast)."""
-    return counts[_raster("crop_scan", counts, scan_shape)[rows, columns].ravel()]
+    some: Any = counts[_raster("crop_scan", counts, scan_shape)[rows, columns].ravel()]
+    return some
 
 
 def bin_scan(counts: Kind, scan_shape: tuple[int, int], factor: int) -> Kind:
@@ -331,7 +343,8 @@ def bin_scan(counts: Kind, scan_shape: tuple[int, int], factor: int) -> Kind:
     _divides("bin_scan", "scan", "positions", scan_shape, factor)
     rows, columns = (n // factor for n in scan_shape)
     blocks = raster.reshape(rows, factor, columns, factor).swapaxes(1, 2)
-    return add_groups(counts[blocks.ravel()], factor**2)
+    some: Any = counts[blocks.ravel()]
+    return add_groups(some, factor**2)
 
 
 def _raster(name: str, counts: Electrons, scan_shape: tuple[int, int]):
@@ -344,12 +357,16 @@ def _raster(name: str, counts: Electrons, scan_shape: tuple[int, int]):
 
 
 def add_groups(counts: Kind, size: int) -> Kind:
-    """Sums of `size` frames, those that follow each other."""
+    """Sums of `size` frames, those that follow each other.
+
+    **Raises:** InputError unless the number of frames is a multiple of it.
+    """
+    if size < 1 or len(counts) % size:
+        raise InputError(f"`add_groups`: {len(counts)} frames are no groups of {size}.")
     if size == 1:
         return counts
-    if isinstance(counts, Frames):
-        return _added(counts, (np.s_[i::size] for i in range(size)), size)
-    if isinstance(counts, Events):
-        return _on_rows(lambda rows: add_groups(rows, size), counts)
-    rows = on_host(counts)
-    return EventRows(rows.indptr[::size], rows.pixels, rows.shape, rows.multiplicity)
+    return _each(
+        counts,
+        lambda frames: _added(frames, [np.s_[i::size] for i in range(size)]),
+        lambda rows: EventRows(rows.indptr[::size], rows.pixels, rows.shape, rows.multiplicity),
+    )

@@ -28,7 +28,7 @@ from .hdf5 import (
     storage_notes,
     together,
 )
-from .source import gather, layout, Load, numeric, Positions, Source
+from .source import gather, kept_facts, layout, Load, numeric, Positions, Source
 
 
 # What deflation saves at most, https://zlib.net/zlib_tech.html.
@@ -97,10 +97,11 @@ def _open_hdf5(path, dataset, scan_shape, frame_shape) -> Source:
         label = f"{path}: dataset {name!r}"
         dtype = numeric(label, item.dtype)
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
+        facts = kept_facts(item.attrs)
         notes, stored = storage_notes(path, item), together(item)
     load = frames_of(path, name)
     return Source(
-        path, "hdf5", name, scan, frame, dtype, "dense", load, notes=notes, together=stored
+        path, "hdf5", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
     )
 
 

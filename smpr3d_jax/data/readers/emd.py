@@ -8,10 +8,12 @@ if `QR_flip` (as py4DSTEM applies it to Bragg vectors); our rotation turns posit
 exchanging first.
 """
 
+import contextlib
 import math
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -19,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt
 
 from ..counts import InputError
+from .dense import Append, appending
 from .hdf5 import (
     attribute,
     dataset_at,
@@ -43,6 +46,13 @@ PROBE = (
     ("semiangle_pixels", "probe_semiangle"),
     ("energy_ev", "energy_ev"),
 )
+
+
+SAMPLINGS: dict[str, tuple[Space, str]] = {
+    "scan_step_A": ("R", "A"),
+    "detector_pixel_mrad": ("Q", "mrad"),
+    "detector_pixel_inv_A": ("Q", "A^-1"),
+}
 
 
 def recognises(path: pathlib.Path) -> bool:
@@ -202,30 +212,81 @@ def write_emd(
     frequency belongs in the centre, n//2. The file appears under its name when it is complete.
     """
     steps = scan_step if isinstance(scan_step, tuple) else (scan_step, scan_step)
-    sampling = (*steps, detector_pixel_mrad, detector_pixel_mrad)
-    known: dict[str, Any] = {
-        "Q_pixel_size": float(detector_pixel_mrad),
-        "Q_pixel_units": "mrad",
-        "QR_flip": False,
+    facts: dict[str, Any] = {
+        "scan_step_A": steps,
+        "detector_pixel_mrad": (detector_pixel_mrad, detector_pixel_mrad),
     }
-    if steps[0] == steps[1]:
-        known |= {"R_pixel_size": float(steps[0]), "R_pixel_units": "A"}
     if energy is not None:
-        known["energy_ev"] = float(energy)
+        facts["energy_ev"] = energy
+    scan_y, scan_x, ky, kx = frames.shape
+    with writing(path, (scan_y, scan_x), (ky, kx), frames.dtype, facts) as append:
+        append(frames.reshape(-1, ky, kx))
+
+
+@contextlib.contextmanager
+def writing(
+    path: str | os.PathLike,
+    scan_shape: tuple[int, int],
+    frame_shape: tuple[int, int],
+    dtype: np.dtype,
+    facts: Mapping[str, Any] | None = None,
+) -> Iterator[Append]:
+    """Write a datacube in parts: gives a function that takes the frames of the next positions.
+
+    `facts` are those of a `Source`; those that the format has no place for are left out.
+    """
+    known = facts or {}
     with written(path) as file:
         file.attrs.update(emd_group_type="file", version_major=1, version_minor=0)
         file.attrs.update(UUID=str(uuid.uuid4()), authoring_program="smpr3d_jax", authoring_user="")
         root = _group(file, "datacube_root", "root", "Root")
         cube = _group(root, "datacube", "array", "DataCube")
-        cube.create_dataset("data", data=frames).attrs["units"] = "pixel intensity"
-        for i, (name, step) in enumerate(zip(("Rx", "Ry", "Qx", "Qy"), sampling, strict=True)):
-            dim = cube.create_dataset(f"dim{i}", data=np.arange(2) * float(step))
-            dim.attrs.update(name=name, units="A" if i < 2 else "mrad")
+        data = cube.create_dataset("data", (*scan_shape, *frame_shape), dtype)
+        data.attrs["units"] = "pixel intensity"
+        for i, (name, (step, unit)) in enumerate(_axes(known)):
+            dim = cube.create_dataset(f"dim{i}", data=np.arange(2) * step)
+            dim.attrs.update(name=name, units=unit)
         bundle = _group(root, "metadatabundle", "metadatabundle")
         calibration = _group(bundle, "calibration", "metadata", "Calibration")
-        for key, value in known.items():
+        for key, value in _calibrated(known).items():
             kind = {bool: "bool", str: "string"}.get(type(value), "number")
             calibration.create_dataset(key, data=value).attrs["type"] = kind
+        yield appending(data)
+
+
+def _steps(facts: Mapping[str, Any], kind: Space) -> tuple[tuple[float, float], str]:
+    """Steps along the two axes of the scan or the detector, and their unit."""
+    for name, (space, unit) in SAMPLINGS.items():
+        if space == kind and name in facts:
+            y, x = facts[name]
+            return (float(y), float(x)), unit
+    return (1.0, 1.0), "pixels"
+
+
+def _axes(facts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, str]]]:
+    for kind in ("R", "Q"):
+        steps, unit = _steps(facts, kind)
+        yield from ((f"{kind}{axis}", (s, unit)) for axis, s in zip("xy", steps, strict=True))
+
+
+def _calibrated(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The calibration that `facts_of` takes back to these facts."""
+    known: dict[str, Any] = {}
+    for kind in ("R", "Q"):
+        (y, x), unit = _steps(facts, kind)
+        if y == x and unit != "pixels":
+            known |= {f"{kind}_pixel_size": y, f"{kind}_pixel_units": unit}
+    flip = bool(facts.get("transpose", False))
+    known["QR_flip"] = flip
+    if "rotation_deg" in facts:
+        degrees = float(facts["rotation_deg"])
+        known["QR_rotation_degrees"] = -degrees if flip else degrees
+    if "center" in facts:
+        known["qx0"], known["qy0"] = (float(c) for c in facts["center"])
+    for fact, key in PROBE:
+        if fact in facts and fact not in (f for f, k in PROBE if k in known):
+            known[key] = float(facts[fact])
+    return known
 
 
 def _group(parent: h5py.Group, name: str, kind: str, python_class: str | None = None) -> h5py.Group:

@@ -177,7 +177,10 @@ def kept_facts(said: Mapping[str, Any]) -> dict[str, Any]:
     """The facts in a mapping, as `Source` has them; what is none of them is left out."""
     facts: dict[str, Any] = {}
     for name in (*PAIRS, *NUMBERS, "transpose"):
-        value = np.atleast_1d(np.asarray(said.get(name, "")))
+        try:
+            value = np.atleast_1d(np.asarray(said.get(name, "")))
+        except ValueError:
+            continue
         if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
             continue
         if name in PAIRS and value.shape == (2,):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..counts import InputError
 from .chunked import positions_together
-from .source import layout, numeric, Source
+from .source import kept_facts, layout, numeric, Source
 from .stores import (
     array_at,
     arrays,
@@ -50,6 +50,7 @@ def open_source(
         dtype = numeric(label, item.dtype)
         scan, frame = layout(label, item.shape, scan_shape, frame_shape)
         facts, notes = _measurement(label, root, name, item.shape)
+        facts = kept_facts(attributes(item)) | facts
         notes += storage_notes(path, item)
         stored = positions_together(item.shape, item.chunks)
     load = frames_of(path, name)
