@@ -56,7 +56,7 @@ def test_descan_is_the_smooth_part(order, scan):
     found = descan_of(noisy, scan, order)
     assert np.sqrt(np.mean((found.centers - truth) ** 2)) < 0.12
     assert found.residual == pytest.approx((0.1, 0.1), rel=0.6)
-    rest = truth + exact.shifts - exact.middle
+    rest = truth + exact.shifts - exact.mean
     assert np.all(np.abs(rest) <= 0.5 + 1e-9)
 
 

@@ -28,13 +28,13 @@ class Descan(NamedTuple):
 
     @property
     def shifts(self) -> Int[np.ndarray, "frames 2"]:
-        """Whole pixels by which each frame must move to agree with the middle of all."""
-        return np.rint(self.middle - self.centers).astype(int)
+        """Whole pixels by which each frame must move to have its centre at the mean of all."""
+        return np.rint(self.mean - self.centers).astype(int)
 
     @property
-    def middle(self) -> Float[np.ndarray, " 2"]:
-        """Halfway between the extremes."""
-        return (self.centers.min(axis=0) + self.centers.max(axis=0)) / 2
+    def mean(self) -> Float[np.ndarray, " 2"]:
+        """Of all frames, where a mean pattern has its centre."""
+        return self.centers.mean(axis=0)
 
 
 def descan_of(
@@ -98,13 +98,13 @@ def _huber(design, values):
 
 def without_descan(
     counts: Electrons, shifts: Integer[np.ndarray, "frames 2"]
-) -> tuple[Electrons, Bool[np.ndarray, "ky kx"], Integer[np.ndarray, " frames"]]:
+) -> tuple[Electrons, Bool[np.ndarray, "ky kx"], Float[np.ndarray, " frames"]]:
     """Frames moved by whole pixels, the pixels that all of them still see, and electrons lost.
 
     What came in at an edge was never recorded: the mask is False there.
     """
     moved, lost = shift(counts, shifts)  # pyright: ignore
-    return moved, seen_by_all(counts.frame_shape, shifts), np.asarray(lost)
+    return moved, seen_by_all(counts.frame_shape, shifts), np.asarray(lost, float)
 
 
 def seen_by_all(
