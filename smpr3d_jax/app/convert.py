@@ -46,6 +46,7 @@ TARGETS: dict[str, Target] = {
 """Every format that `convert` writes."""
 # Memory that a part of the scan may take as it is read or written.
 PART_BYTES = 2**25
+MOST_AT_ONCE = 4
 # A pixel of a frame that is searched for electrons takes eight times one byte.
 SEARCHED = 8
 
@@ -158,9 +159,12 @@ class _Plan:
             room = each * pixels * SEARCHED
         if to == "dense":
             room = max(room, math.prod(self.frame_shape) * SEARCHED)
-        step, row = max(1, int(PART_BYTES / room)), self.scan_shape[1]
-        if step > row:
-            step -= step % row
+        step, piece = max(1, int(PART_BYTES / room)), self.scan_shape[1]
+        if self.source.together and len(self.parents) == len(self.source):
+            piece = self.source.together
+            # Frames that are stored together are read together, if they are not far too many.
+            step = max(step, min(piece, MOST_AT_ONCE * step))
+        step -= step % piece if step > piece else 0
         for start in range(0, len(self.parents), step):
             some = self.parents[start : start + step]
             yield (start + len(some)) / len(self.parents), self.counts(some)
