@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from smpr3d_jax.data.readers import write_emd
+from smpr3d_jax.data.counts import Frames
+from smpr3d_jax.data.events import event_rows
+from smpr3d_jax.data.readers import write_emd, write_raw_csr
 
 from . import binary_files, tree_files
-from .scan_files import lists_of, save_events, save_plain, some_cube
+from .scan_files import flat, lists_of, save_events, save_plain, some_cube, split_entries
 
 
 Example = tuple[pathlib.Path, dict[str, Any]]
@@ -27,6 +29,22 @@ def _emd(folder: pathlib.Path) -> Example:
 def _stempy(folder: pathlib.Path) -> Example:
     entries = lists_of(some_cube())
     return save_events(folder / "a.h5", entries, np.arange(15), 3), {"frame_shape": (4, 6)}
+
+
+def _stempy_1(folder: pathlib.Path) -> Example:
+    path = save_events(folder / "a.h5", lists_of(some_cube()), np.arange(15), 1)
+    return path, {"frame_shape": (4, 6)}
+
+
+def _stempy_2(folder: pathlib.Path) -> Example:
+    path = save_events(folder / "a.h5", *split_entries(some_cube()), 2)
+    return path, {"frame_shape": (4, 6), "drop_flyback": True}
+
+
+def _raw_csr(folder: pathlib.Path) -> Example:
+    rows = event_rows(Frames(flat(some_cube())))
+    write_raw_csr(folder / "a.toml", rows, (3, 5), {"scan_step_A": (0.5, 0.25)})
+    return folder / "a.toml", {}
 
 
 def _hdf5(folder: pathlib.Path) -> Example:
@@ -90,6 +108,9 @@ def _tree(save: Callable, name: str, **hints: Any) -> Callable[[pathlib.Path], E
 EXAMPLES: dict[str, Callable[[pathlib.Path], Example]] = {
     "emd": _emd,
     "stempy": _stempy,
+    "stempy 1": _stempy_1,
+    "stempy 2": _stempy_2,
+    "raw csr": _raw_csr,
     "hdf5": _hdf5,
     "npy": _npy,
     "npz": _npz,
