@@ -120,6 +120,7 @@ def require(merits: Merits, own, other=None, width=None, depth=None, scale=None,
     assert apart is None or abs(merits.depth[1] - merits.depth[0] - 90) <= apart, merits
 
 
+@pytest.mark.slow
 def test_two_nanotubes_are_told_apart(tmp_path):
     merits = reconstruct(TUBES, (0, 1, 2, 3), 20, tmp_path)
     require(merits, own=0.95, other=0.08, width=48, depth=5, scale=0.65, apart=4)

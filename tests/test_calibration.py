@@ -286,6 +286,7 @@ def test_nominal_defoci_and_a_known_rotation_decide_the_sign():
     assert float(found.sigma.rotation) == 0
 
 
+@pytest.mark.slow
 def test_the_standard_errors_of_a_lens_are_those_of_many_draws():
     true = a_lens(0.4, [60.0])
     phase = 0.03 * smooth_image()
@@ -299,6 +300,7 @@ def test_the_standard_errors_of_a_lens_are_those_of_many_draws():
     assert 0.5 < np.std(got) / np.mean(errors) < 2
 
 
+@pytest.mark.slow
 def test_aberrations_of_higher_order():
     true = a_lens(0.4, [150.0], C12a=12.0, C21b=3000.0, C30=1e5)
     signals, pixel = weak_signals(true, False, 0.03 * smooth_image(), noise=0.02, cells=13)

@@ -40,6 +40,7 @@ def test_notebooks_are_kept_clean_and_short(path):
     assert ours == ["import smpr3d_jax as sj"], "a notebook shows the public face alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run(path, fresh_kernel, tmp_path):
     notebook = nbformat.read(path, as_version=4)
