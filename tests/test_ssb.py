@@ -10,6 +10,7 @@ from smpr3d_jax.data.dataset import Dataset
 from smpr3d_jax.inverse.brightfield import bright_field
 from smpr3d_jax.inverse.ssb import ssb
 from smpr3d_jax.physics.optics import focal_series
+from smpr3d_jax.physics.scan import raster
 
 from . import scenes
 
@@ -47,6 +48,22 @@ def test_weak_phase_is_exact_in_all_orientations(x64, turns, transpose):
     found = ssb(bright_field(data, optics(), CAMERA), epsilon=1e-5, margin=(0, 0))
     factor, left = against(found, phase)
     assert abs(factor - 1) < 2e-3 and left < 2e-2
+
+
+def test_any_rotation_and_unequal_steps(x64):
+    """A small object in an empty cell, under a turned raster that leaves most of the cell out."""
+    cell = scenes.Grid((50, 50), (0.4, 0.4))
+    y, x = (c - 10 for c in cell.coordinates())
+    phase = 0.03 * np.exp(-(y**2 + x**2) / 4) * np.cos(2 * np.pi * (0.4 * y + 0.3 * x))
+    shape, step = (26, 34), (0.5, 0.4)
+    places = raster(shape, step, 0.6, True)
+    places = places - places.mean(axis=0) + 10
+    data = scenes.scanned(scenes.slices(phase, grid=cell), optics(), shape, places, (36, 36))
+    bright = bright_field(data, optics(), scenes.detector((36, 36), grid=cell))
+    found = ssb(bright, epsilon=1e-4)
+    truth = scenes.at(phase, found.raster.positions(), cell)
+    factor, left = scenes.slope(found.images[0], truth)
+    assert abs(factor - 1) < 0.03 and left < 0.15
 
 
 @pytest.mark.parametrize("weights", ["snr", "plain"])

@@ -27,7 +27,7 @@ from .rasters import counts_of, Raster, raster_of
 from .virtual import angles
 
 
-BLOCK, IN_CACHE = 2**24, 2**17
+BLOCK, IN_CACHE = 2**23, 2**17
 """Numbers that a block of frequencies holds, and that are transformed at once."""
 
 
