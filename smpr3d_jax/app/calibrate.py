@@ -56,7 +56,10 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Everything that was measured, and the experiment that follows from it."""
+    """Everything that was measured, and the experiment that follows from it.
+
+    `title` and `hints` (those of `read`) are for the experiment file.
+    """
 
     sources: tuple[Source, ...]
     surveys: tuple[Survey, ...]
@@ -70,15 +73,55 @@ class Calibration:
     shifts: tuple[tuple[Shifts, ShiftFit] | None, ...]
     defoci: tuple[float, ...]
     aberrations: dict[str, float]
-    content: dict[str, Any]
-    experiment: Experiment
     notes: tuple[str, ...]
+    title: str = ""
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def center(self) -> tuple[float, float]:
         """Of the disc, the mean of all scans, in pixels."""
         y, x = np.mean([disc.center for disc in self.discs], axis=0)
         return float(y), float(x)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What an experiment file says of it, in nested dictionaries."""
+        step = self.known.scan_step
+        return {
+            "title": self.title or self.sources[0].path.stem,
+            "beam": {
+                "energy_ev": self.known.energy,
+                "semiangle_mrad": _short(self.semiangle),
+                "aberrations": {name: _short(value) for name, value in self.aberrations.items()},
+            },
+            "scans": _scans(self),
+            "geometry": {
+                "scan_step": step[0] if step[0] == step[1] else list(step),
+                "rotation_deg": _short(math.degrees(float(self.lens.lens.rotation)) % 360),
+                "transpose": bool(self.lens.transpose),
+                "detector_pixel_mrad": _short(self.pixel, 6),
+                "center": [_short(c) for c in self.center],
+            },
+        }
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment with everything that was found."""
+        return from_mapping(self.content, source="calibration")
+
+
+def _scans(found: Calibration) -> list[dict[str, Any]]:
+    """The scans of the experiment; a drift that does not stand out of its error is none."""
+    shifts = (np.asarray(of.shift, float) for of in (found.lens.lens, found.lens.sigma))
+    hints = {name: found.hints[name] for name in ("dataset", "scan_shape") if name in found.hints}
+    scans = []
+    for source, defocus, moved, sigma in zip(found.sources, found.defoci, *shifts, strict=True):
+        scan: dict[str, Any] = {"file": str(source.path.resolve()), "defocus": _short(defocus)}
+        if len(found.sources) > 1 and math.hypot(*moved) > SIGNIFICANT * math.hypot(*sigma):
+            scan["shift"] = [_short(moved[0]), _short(moved[1])]
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in hints.items()}
+        scans.append(scan | plain)
+    return scans
 
 
 def calibrate(
@@ -128,25 +171,11 @@ def calibrate(
     lens = fit_lens(data, field, order, known.rotation, known.transpose, known.defoci)
     shifts = _displacements(signals, known, pixel, measured, lens)
     found = _z_zero(-np.asarray(lens.lens.aberrations["C10"], float), known.defoci)
-    aberrations = _aberrations(lens)
     notes += _about_lens(lens, orientations, known, shifts, measured, found)
-    content = _content(
-        sources,
-        known,
-        discs,
-        pixel,
-        measured,
-        lens,
-        found,
-        aberrations,
-        title,
-        hints or {},
-    )
-    experiment = from_mapping(content, source="calibration")
     return Calibration(
         sources, surveys, known, discs, pixel, measured, signals, orientations, lens, shifts,
-        tuple(float(f) for f in found), aberrations, content, experiment,
-        tuple(dict.fromkeys(notes)),
+        tuple(float(f) for f in found), _aberrations(lens), tuple(dict.fromkeys(notes)),
+        title or "", hints or {},
     )  # fmt: skip
 
 
@@ -316,42 +345,6 @@ def _about_lens(lens: LensFit, orientations, known, shifts, semiangle, defoci) -
                 f"{abs(defocus):.4g}"
             )
     return notes
-
-
-def _content(
-    sources, known, discs, pixel, semiangle, lens, defoci, aberrations, title, hints
-) -> dict[str, Any]:
-    """The experiment file's content."""
-    shift = np.asarray(lens.lens.shift, float)
-    error = np.asarray(lens.sigma.shift, float)
-    scans = []
-    for source, defocus, moved, sigma in zip(sources, defoci, shift, error, strict=True):
-        scan: dict[str, Any] = {"file": str(source.path.resolve()), "defocus": _short(defocus)}
-        if len(sources) > 1 and math.hypot(*moved) > SIGNIFICANT * math.hypot(*sigma):
-            scan["shift"] = [_short(moved[0]), _short(moved[1])]
-        if "dataset" in hints:
-            scan["dataset"] = hints["dataset"]
-        if "scan_shape" in hints:
-            scan["scan_shape"] = list(hints["scan_shape"])
-        scans.append(scan)
-    step = known.scan_step
-    center = np.mean([disc.center for disc in discs], axis=0)
-    return {
-        "title": title or pathlib.Path(sources[0].path).stem,
-        "beam": {
-            "energy_ev": known.energy,
-            "semiangle_mrad": _short(semiangle),
-            "aberrations": {name: _short(value) for name, value in aberrations.items()},
-        },
-        "scans": scans,
-        "geometry": {
-            "scan_step": step[0] if step[0] == step[1] else list(step),
-            "rotation_deg": _short(math.degrees(float(lens.lens.rotation)) % 360),
-            "transpose": bool(lens.transpose),
-            "detector_pixel_mrad": _short(pixel, 6),
-            "center": [_short(c) for c in center],
-        },
-    }
 
 
 def _short(value: float, digits: int = 5) -> float:
