@@ -26,8 +26,9 @@ from smpr3d_jax.data.readers import read
 from .examples import EXAMPLES
 
 
-ROOM_BYTES, SECONDS = 2**29, 5
-"""Address space beyond what is in use at the start, and the time, that a mutant may take."""
+ROOM_BYTES, SECONDS, PATIENCE = 2**29, 5, 60
+"""Address space beyond what is in use at the start, and the processor's time, that a mutant may
+take; and the time after which the process is ended, on a busy machine too."""
 ENOUGH_BYTES = 2**22
 
 
@@ -146,7 +147,7 @@ def survive(work: dict[str, Any]) -> Iterator[dict[str, Any]]:
         assert outcome(path, hints) == "read"
         parts = sorted(p for p in (folder / "whole").rglob("*") if p.is_file())
         _limit_memory()
-        signal.signal(signal.SIGALRM, _too_long)
+        signal.signal(signal.SIGPROF, _too_long)
         for i in range(work["first"], work["first"] + work["count"]):
             rng = np.random.default_rng((work["seed"], i))
             part = parts[rng.integers(len(parts))].relative_to(folder / "whole")
@@ -154,14 +155,14 @@ def survive(work: dict[str, Any]) -> Iterator[dict[str, Any]]:
             data = (folder / "whole" / part).read_bytes()
             (folder / "damaged" / part).write_bytes(mutant(data, rng))
             yield {"began": i}
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             # A loop inside a library in C is left by no signal: the process ends and says where.
-            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
             try:
                 result = outcome(folder / "damaged" / path.relative_to(folder / "whole"), hints)
             except BaseException:
                 result = traceback.format_exc()
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
             yield {"mutant": i, "file": str(part), "result": result}
             shutil.rmtree(folder / "damaged")
@@ -174,7 +175,7 @@ def _limit_memory() -> None:
 
 
 def _too_long(*_) -> None:
-    raise TimeoutError(f"not done after {SECONDS} seconds")
+    raise TimeoutError(f"not done after {SECONDS} seconds of work")
 
 
 def run(formats: list[str], count: int, seed: int = 0) -> dict[str, list[str]]:
@@ -183,7 +184,7 @@ def run(formats: list[str], count: int, seed: int = 0) -> dict[str, list[str]]:
     todo = [{"format": n, "seed": seed, "first": 0, "count": count} for n in formats]
     while todo:
         command = [sys.executable, "-W", "ignore", "-m", "tests.fuzzing", json.dumps(todo)]
-        limit = 60 + sum(work["count"] for work in todo)
+        limit = 2 * PATIENCE + sum(work["count"] for work in todo)
         home = pathlib.Path(__file__).parents[1]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=home)
         began: int | None = None
