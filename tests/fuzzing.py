@@ -199,7 +199,9 @@ def run(formats: list[str], count: int, seed: int = 0) -> dict[str, list[str]]:
                 del todo[0]
         if todo:
             if began is None:
-                raise RuntimeError(f"the process of {todo[0]} failed:\n{answer.stderr}")
+                raise RuntimeError(
+                    f"the process of {todo[0]} ended with {answer.returncode}:\n{answer.stderr}"
+                )
             work, done = todo[0], began + 1 - todo[0]["first"]
             said = f"the process ended with {answer.returncode} at mutant {began}: {answer.stderr}"
             results[work["format"]].append(said)
