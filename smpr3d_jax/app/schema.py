@@ -255,6 +255,30 @@ class Geometry(Record):
     )
 
 
+class Preprocess(Record):
+    """What is done to the frames before anything else, in this order; `geometry.mask` comes first.
+
+    Everything in `geometry` is said of the pixels in the files.
+    """
+
+    counts_per_electron: Positive | None = _key(
+        None, "of an integrating camera: divide by it and round; null: frames hold electrons"
+    )
+    bad_pixels: Flag = _key(False, "find hot, dead and flickering pixels, and mask them")
+    descan: Annotated[int, Field(strict=True, ge=1, le=3)] | None = _key(
+        None, "order, 1 to 3, of a drift of the pattern over the scan, undone by whole pixels"
+    )
+    crop: tuple[Count, Count] | None = _key(None, "[y, x] pixels about the center; null: all")
+    bin: Count = _key(1, "sum so many pixels along each axis")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        for n in self.crop or ():
+            if n % self.bin:
+                raise _fail(f"must be multiples of bin = {self.bin}, not {n}", key="crop")
+        return self
+
+
 class Refinement(Record):
     """How what `refine` names is moved."""
 
@@ -355,6 +379,7 @@ class Experiment(Record):
         description="a focal series; one entry is a single scan"
     )
     geometry: Geometry = _key(Geometry(), "what is missing is asked of the files")
+    preprocess: Preprocess = _key(Preprocess(), "done to the frames first, in this order")
     method: Method = _key(Method(), "everything here has a default that works")
     refine: Annotated[tuple[Refined, ...], AfterValidator(_once)] = _key(
         (), "[positions, defocus, C12, ...]: what is fitted beside the specimen"

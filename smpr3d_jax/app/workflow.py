@@ -34,7 +34,15 @@ from ..physics.optics import chromatic_spread, focal_series, Optics
 from ..physics.smatrix import TiltModes
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
-from .sources import mask_findings, open_sources, preprocessed
+from .sources import (
+    detector_center,
+    detector_offset,
+    detector_pixel,
+    mask_findings,
+    open_sources,
+    preprocessed,
+    windowed,
+)
 
 
 try:
@@ -94,7 +102,8 @@ def prepare(experiment: Experiment, check_frames: bool = True) -> Prepared:
     notes = list(check_series(sources, same_raster=True))
     experiment, said = merge_facts(experiment, [source.facts for source in sources])
     notes += said
-    sources = preprocessed(experiment, sources)
+    sources, said = preprocessed(experiment, sources)
+    notes += said
     found = findings(experiment, sources)
     errors = [_told(experiment, f) for f in found if f.severity == "error"]
     if errors and not experiment.accept_implausible:
@@ -111,6 +120,8 @@ def _looked_at(experiment: Experiment, sources: Sequence[Source]) -> list[str]:
     for source in sources:
         seen = survey(source)
         said = check_counts(source, experiment.accept_implausible, seen)
+        if experiment.method.loss == "poisson" and not experiment.accept_implausible:
+            source.complain("not whole", np.flatnonzero(seen.faulty["not whole"]))
         notes += [f"{source.path.name}: {one}" for one in said]
         electrons.append(float(seen.electrons.mean()))
     return notes + [_told(experiment, f) for f in findings(experiment, sources, electrons)]
@@ -129,12 +140,13 @@ def findings(
     """
     beam, geometry, method = experiment.beam, experiment.geometry, experiment.method
     assert beam.energy_ev and beam.semiangle_mrad and geometry.scan_step  # by `merge_facts`
-    assert geometry.detector_pixel_mrad
+    shape = sources[0].frame_shape
     return design.check(
         energy=beam.energy_ev, semiangle=beam.semiangle_mrad, defoci=_defoci(experiment),
         scan_step=geometry.scan_step, scan_shape=sources[0].scan_shape,
-        detector_pixel=geometry.detector_pixel_mrad, detector_shape=sources[0].frame_shape,
-        center=geometry.center, representation=method.representation, order=method.order,
+        detector_pixel=detector_pixel(experiment), detector_shape=shape,
+        center=detector_center(experiment, shape),
+        representation=method.representation, order=method.order,
         depth_range=depth_range(experiment), plane=_plane(experiment), electrons=electrons,
         spread=_focal_spread(experiment), source=beam.source_size_A,
     ) + mask_findings(experiment, sources)  # fmt: skip
@@ -155,9 +167,10 @@ def load(prepared: Prepared) -> Dataset:
     """Read all counts, the zero frequency brought to the corner, and place the probes."""
     geometry = prepared.experiment.geometry
     assert geometry.scan_step is not None
+    center = None if windowed(prepared.experiment) else geometry.center
     return load_series(
         prepared.sources, geometry.scan_step, float(np.deg2rad(geometry.rotation_deg)),
-        geometry.transpose, geometry.center, [scan.shift for scan in prepared.experiment.scans],
+        geometry.transpose, center, [scan.shift for scan in prepared.experiment.scans],
     )  # fmt: skip
 
 
@@ -183,14 +196,13 @@ def _focal_spread(experiment: Experiment) -> float | None:
 def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     """The detector after its centre has been brought to a pixel; what is left is its offset."""
     geometry = experiment.geometry
-    assert geometry.detector_pixel_mrad
-    y, x = (c - round(c) for c in geometry.center or (0.0, 0.0))
     leaf = lambda value: None if value is None else jnp.asarray(value, float)
     # Refined optics, and potentials, are wrong where the probe's tails are cut off.
     halo = bool(experiment.refine or experiment.structure)
     halo = halo if geometry.halo is None else geometry.halo
     return Detector(
-        shape, geometry.detector_pixel_mrad, geometry.pixel_integration, (y, x),
+        shape, detector_pixel(experiment), geometry.pixel_integration,
+        detector_offset(experiment, shape),
         halo=halo,
         background=leaf(geometry.background), blur=leaf(geometry.blur_pixels),
     )  # fmt: skip

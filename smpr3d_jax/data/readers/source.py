@@ -150,7 +150,8 @@ FAULTS = {
 REMEDIES = {
     "not finite": "Replace them with counts, or leave these pixels out by cropping.",
     "negative": "Undo the subtraction of a background, or count the electrons.",
-    "not whole": "Poisson statistics need electrons: divide by the counts an electron makes.",
+    "not whole": "Poisson statistics need electrons: divide by the counts that an electron makes "
+    "(`preprocess.counts_per_electron`), or choose a `method.loss` of amplitudes.",
     "empty": "Frames were dropped, or the beam was off: leave these positions out; where the dose "
     "explains them, add `accept_implausible: true` to the experiment file.",
 }
