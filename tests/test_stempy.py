@@ -112,6 +112,10 @@ def test_flyback(tmp_path, version):
     narrow = save_events(tmp_path / "b.h5", lists_of(cube[:, :1]), np.arange(3), 3, (3, 1))
     with pytest.raises(InputError, match="without a column to drop"):
         read(narrow, frame_shape=FRAME, drop_flyback=True)
+    np.save(tmp_path / "c.npy", cube)
+    for named in ({}, {"format": "arrays"}):
+        with pytest.raises(InputError, match=r"c\.npy: its format takes no hint 'drop_flyback'"):
+            read(tmp_path / "c.npy", drop_flyback=True, **named)
 
 
 def test_scattered_positions_of_a_long_scan(tmp_path):

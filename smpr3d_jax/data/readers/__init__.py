@@ -3,6 +3,7 @@
 `read(path)` describes a scan without reading its frames; `register` adds a format.
 """
 
+import inspect
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -107,16 +108,28 @@ def read(path: str | os.PathLike, **hints: Any) -> Source:
         known |= {key: extra.open_source for key, extra in EXTRAS.items()}
         if name not in known:
             raise InputError(f"{path}: there is no format {name!r}; known are {[*known]}.")
-        return known[name](path, **hints)
+        return _open(known[name], path, hints)
     folder = path.is_dir()
     for reader in _FORMATS.values():
         if reader.folder in (folder, None) and reader.recognises(path):
-            return reader.open(path, **hints)
+            return _open(reader.open, path, hints)
     if folder:
         raise InputError(
             f"{path} is a folder, and none that a format keeps its data in; name a file in it."
         )
     return _through_extras(path, hints)
+
+
+def _open(open: Callable[..., Source], path: pathlib.Path, hints: dict[str, Any]) -> Source:
+    """What a reader says of a file, if it knows all hints."""
+    known = inspect.signature(open).parameters
+    unknown = [name for name in hints if name not in known]
+    if unknown and all(known[name].kind != inspect.Parameter.VAR_KEYWORD for name in known):
+        raise InputError(
+            f"{path}: its format takes no hint {unknown[0]!r}; it takes "
+            f"{', '.join([*known][1:])}. Leave it out."
+        )
+    return open(path, **hints)
 
 
 def _through_extras(path: pathlib.Path, hints: dict[str, Any]) -> Source:
@@ -127,7 +140,7 @@ def _through_extras(path: pathlib.Path, hints: dict[str, Any]) -> Source:
     for extra in EXTRAS.values():
         if extra.installed():
             try:
-                return extra.open_source(path, **hints)
+                return _open(extra.open_source, path, hints)
             except InputError as error:
                 said += f" {error}"
     raise InputError(
