@@ -105,7 +105,6 @@ READ = """
     import numpy as np
     from smpr3d_jax.data.counts import InputError
     from smpr3d_jax.data.readers import read
-from smpr3d_jax.data.readers.source import Source
 
     flat = np.load(cube).reshape(15, 4, 6)
     for name in (None, "libertem", "rosettasciio"):
