@@ -82,12 +82,22 @@ def where(experiment: Experiment, key: str) -> str:
 
 
 def require_available(experiment: Experiment) -> None:
-    """Refuse what the schema knows but this version cannot do."""
-    if experiment.method.name != "smatrix":
-        place = where(experiment, "method.name")
+    """Refuse what cannot go together.
+
+    **Raises:** ExperimentError naming the key.
+    """
+    method, wanted = experiment.method.name, experiment.object
+    if method == "singleslice" and (wanted.slices or 1) > 1:
+        place = where(experiment, "object.slices")
         raise ExperimentError(
-            f"{place} = {experiment.method.name}: not available in this version; use 'smatrix'"
+            f"{place} = {wanted.slices}: singleslice has one; write multislice, or leave it out"
         )
+    if method != "smatrix" and experiment.structure is not None:
+        place = where(experiment, "structure")
+        raise ExperimentError(f"{place}: slices are a structure already; leave it out")
+    if method == "smatrix" and "object" in experiment.model_fields_set:
+        place = where(experiment, "object")
+        raise ExperimentError(f"{place}: belongs to multislice and singleslice, not to smatrix")
 
 
 def depth_range(experiment: Experiment) -> tuple[float, float]:

@@ -25,11 +25,13 @@ from ..physics.forward import settled, trimmed
 from ..physics.grid import Grid
 from ..physics.layers import Layers
 from ..physics.optics import Optics
+from ..physics.ptychography import ObjectSlices
 from ..physics.smatrix import Beams, SMatrix, TiltModes
 from ..report import store
 from ..report.page import report_page
 from ..report.volumes import section_writer
 from .experiment import section_depths, to_yaml
+from .ptychography import as_smatrix, object_contents
 from .schema import Sections
 from .workflow import Outcome, Refined
 
@@ -55,7 +57,9 @@ class Planes(NamedTuple):
 
 def view(outcome: Outcome) -> View:
     """The view of a run that has just ended."""
-    model = trimmed(settled(outcome.result.model))
+    method = outcome.prepared.experiment.method
+    model = as_smatrix(outcome.result.model, outcome.metrics["gauge_plane_A"], method.order)
+    model = trimmed(settled(model))
     y, x = (float(v) for v in outcome.dataset.scan.positions[0])
     assert not isinstance(model.specimen, Layers)  # a run recovers an S-matrix
     return View(model.specimen, model.optics, model.detector, outcome.gauge, (y, x))
@@ -199,6 +203,7 @@ def contents(outcome: Outcome, seen: View) -> dict[str, Any]:
             for r in outcome.refined
         },
         **structure(outcome, seen),
+        **object_contents(model, seen.first),
         "history": {name: np.asarray(v) for name, v in outcome.result.history.items()},
         "provenance": provenance(outcome),
     }
@@ -393,11 +398,21 @@ def finer(
 def _subtitle(outcome: Outcome) -> str:
     method, scans = outcome.prepared.experiment.method, len(outcome.prepared.sources)
     what = f"{scans} scans" if scans > 1 else "one scan"
-    return f"S-matrix in {method.representation} from {what}, smpr3d_jax {versions()['smpr3d_jax']}"
+    kind = f"S-matrix in {method.representation}"
+    if method.name != "smatrix":
+        count = outcome.result.model.specimen.depths.shape[0]
+        kind = f"Ptychography with {count} slice{'s' if count > 1 else ''}"
+    return f"{kind} from {what}, smpr3d_jax {versions()['smpr3d_jax']}"
 
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:
     m, specimen = outcome.metrics, outcome.result.model.specimen
+    sliced = isinstance(specimen, ObjectSlices)
+    unknown = (
+        {"Slices": specimen.depths.shape[0]}
+        if sliced
+        else {"Unknown waves": specimen.waves.shape[0]}
+    )
     return {
         "Deviance per pixel, held out": m["deviance_held_out"],
         "Deviance per pixel, fitted": m["deviance"],
@@ -408,7 +423,7 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
         "Time": (round(m["seconds"], 1), "s"),
         "Peak memory": (round((m["peak_memory_bytes"] or 0) / 2**30, 2), "GiB"),
         "Output plane (gauge)": (round(m["gauge_plane_A"], 2), "Å"),
-        "Unknown waves": specimen.waves.shape[0],
+        **unknown,
         "Electrons per frame": round(float(jnp.mean(outcome.result.model.dose)), 1),
     }
 

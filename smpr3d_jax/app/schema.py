@@ -133,6 +133,21 @@ def _refinable(name: str) -> str:
     return name
 
 
+CONSTRAINTS = (
+    "centred_probe", "orthogonal_modes", "probe_in_aperture", "fixed_probe_intensity",
+    "positive_phase", "no_gain", "smooth_slices", "equal_slices",
+)  # fmt: skip
+"""What `object.constraints` may name: functions of `inverse.constraints`."""
+
+
+def _constraint(name: str) -> str:
+    if name not in CONSTRAINTS:
+        close = nearest(name, CONSTRAINTS)
+        hint = f"; did you mean {close!r}?" if close else f"; known: {', '.join(CONSTRAINTS)}"
+        raise _fail(f"{name!r} is no constraint{hint}")
+    return name
+
+
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -327,6 +342,30 @@ class Method(Record):
     plane: Length | None = _key(None, "reference plane, Å; null: middle of the range")
 
 
+class Object(Record):
+    """Object and probe of `method: {name: multislice}` or `singleslice`, and how they are found."""
+
+    slices: Count | None = _key(None, "null: one for every half λ/α² of the depth range")
+    parametrisation: Literal["transmission", "phase", "potential"] = _key(
+        "transmission", "of a slice; phase and potential absorb nothing"
+    )
+    object_states: Count = _key(1, "incoherent states of the object")
+    probe: Literal["pixels", "optics"] = _key("pixels", "free in every pixel, or the lens's own")
+    probe_states: Count = _key(1, "incoherent states of a probe in pixels")
+    batch: Count = _key(32, "frames a step")
+    grouping: Literal["random", "compact", "hilbert"] = _key("random", "of frames into batches")
+    rule: Literal["rpie", "epie", "lsqml", "adam"] = _key("rpie", "how object and probe move")
+    step: Annotated[Positive, Field(le=2)] = _key(0.9, "part of the safe step; adam: in rad or t")
+    probe_step: Annotated[Number, Field(ge=0, le=2)] = _key(0.15, "the same of the probe")
+    last_step: Annotated[Positive, Field(le=1)] = _key(0.1, "what is left of steps at the end")
+    band_limit: Annotated[Positive, Field(le=1.5)] | None = _key(
+        None, "part of the Nyquist frequency kept behind each slice; null: all"
+    )
+    constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = _key(
+        ("centred_probe", "orthogonal_modes"), "applied after each iteration, in this order"
+    )
+
+
 _USES = {
     "inner_mrad": ("annular",),
     "outer_mrad": ("annular", "bright_field"),
@@ -381,6 +420,7 @@ class Experiment(Record):
     geometry: Geometry = _key(Geometry(), "what is missing is asked of the files")
     preprocess: Preprocess = _key(Preprocess(), "done to the frames first, in this order")
     method: Method = _key(Method(), "everything here has a default that works")
+    object: Object = _key(Object(), "of multislice and singleslice ptychography")
     refine: Annotated[tuple[Refined, ...], AfterValidator(_once)] = _key(
         (), "[positions, defocus, C12, ...]: what is fitted beside the specimen"
     )

@@ -32,6 +32,7 @@ from ..physics.detector import Detector
 from ..physics.forward import prepare as plan, Scattering, unscattered
 from ..physics.optics import chromatic_spread, focal_series, Optics
 from ..physics.smatrix import TiltModes
+from . import ptychography
 from .experiment import depth_range, Experiment, require_available, where
 from .facts import merge_facts
 from .sources import (
@@ -217,6 +218,9 @@ def starting_model(experiment: Experiment, dataset: Dataset) -> Scattering:
     moved = {"positions", "shift", "rotation", "affine", "camera_length"} & set(experiment.refine)
     # Four standard deviations of an offset stay inside the field.
     slack = 4 * _position_sigma(experiment) if moved else 0.0
+    if method.name != "smatrix":
+        ptychography.require_refinable(experiment)
+        return ptychography.starting_object(experiment, dataset, lens, detector, slack)
     return unscattered(lens, detector, dataset.scan, dataset.dose, plane, order, slack)
 
 
@@ -313,30 +317,28 @@ def fit(
     training, held_out = hold_out(dataset, method.held_out, method.seed)
     model, chunk = starting_model(experiment, dataset), min(_chunk(experiment), len(training))
     model, parameters = refined_parameters(experiment, model)
-    near = chunks(ordered(model, training), chunk)[0]
-    model = plan(model, chunk=near, moving=refinement.moving_leaves(parameters))
     noise, paths = noise_model(experiment), []
 
     def follow(step: Step) -> None:
         paths.append(refinement.coordinates(step.state))
         callback(step)
 
-    go_on = partial(
-        reconstruct, data=dataset, loss=loss(experiment, dataset),
-        updates=optimiser(experiment, model, noise, len(training), parameters),
-        training=training, held_out=held_out, chunk=chunk,
-        patience=method.stop.patience if method.stop else None, seed=method.seed,
-        callback=follow,
-    )  # fmt: skip
-    offsets = next((p for p in parameters if p.name == "positions"), None)
-    result = _looking_around(go_on, model, dataset, noise, offsets, method.iterations)
-    gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
+    if method.name == "smatrix":
+        result = _smatrix(
+            experiment, model, dataset, noise, parameters, training, held_out, chunk, follow
+        )
+        gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
+    else:
+        result, gauge = ptychography.fit_object(
+            experiment, model, dataset, loss(experiment, dataset), noise, parameters, training,
+            held_out, follow,
+        ), Gauge()  # fmt: skip
     if gauge.residual > GAUGE_RESIDUAL:
         note = f"no output plane fits the unscattered waves (residual {gauge.residual:.2f} rad)"
         notes = (*prepared.notes, f"{note}; sections are referred to the reference plane")
         prepared, gauge = dataclasses.replace(prepared, notes=notes), Gauge()
     metrics = judge(result, dataset, training, held_out, chunk)
-    metrics["gauge_plane_A"] = result.model.specimen.plane + gauge.depth
+    metrics["gauge_plane_A"] = _plane(experiment) + gauge.depth
     metrics["gauge_shift_A"] = list(gauge.shift)
     kept = refinement.coordinates(result.state)
     refined = tuple(
@@ -355,6 +357,24 @@ def fit(
         metrics["structure"] = {name: values[-1] for name, values in layers.history.items()}
     metrics["seconds"] = time.monotonic() - begin
     return Outcome(prepared, dataset, result, held_out, gauge, metrics, refined, layers)
+
+
+def _smatrix(
+    experiment, model, dataset, noise, parameters, training, held_out, chunk, callback
+) -> Result:
+    """S from the training frames."""
+    method = experiment.method
+    near = chunks(ordered(model, training), chunk)[0]
+    model = plan(model, chunk=near, moving=refinement.moving_leaves(parameters))
+    go_on = partial(
+        reconstruct, data=dataset, loss=loss(experiment, dataset),
+        updates=optimiser(experiment, model, noise, len(training), parameters),
+        training=training, held_out=held_out, chunk=chunk,
+        patience=method.stop.patience if method.stop else None, seed=method.seed,
+        callback=callback,
+    )  # fmt: skip
+    offsets = next((p for p in parameters if p.name == "positions"), None)
+    return _looking_around(go_on, model, dataset, noise, offsets, method.iterations)
 
 
 def _looking_around(go_on, model, dataset, noise, offsets, steps: int) -> Result:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from ..data.dataset import Batch, batch, Dataset
 from ..physics.beamlets import Beamlets, Ladder
@@ -70,6 +70,50 @@ def draw(
         return rng.permutation(rows)
     rows, _ = chunks(rng.permutation(len(order)), size)
     return order[np.sort(rows, axis=1)]
+
+
+def groups(
+    positions: Float[np.ndarray, "frames 2"],
+    index: Int[np.ndarray, " training"],
+    size: int,
+    grouping: str,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "batches size"]:
+    """Batches of one epoch of the frames `index`, in random sequence.
+
+    "random": frames from anywhere. "compact": neighbours along a Hilbert curve, cut at a random
+    place. "hilbert": every n-th frame along that curve, so that each batch covers the scan evenly.
+    Frames that do not fill a batch are left to other epochs.
+
+    **Raises:** ValueError for another `grouping`.
+    """
+    count = len(index) // size
+    if grouping == "random":
+        return rng.permutation(index)[: count * size].reshape(count, size)
+    if grouping not in ("compact", "hilbert"):
+        raise ValueError(f"`grouping` is {grouping!r}; known are 'random', 'compact', 'hilbert'.")
+    along = index[np.argsort(_hilbert(positions[index]), kind="stable")]
+    along = np.roll(along, rng.integers(len(along)))[: count * size]
+    rows = along.reshape(count, size) if grouping == "compact" else along.reshape(size, count).T
+    return rng.permutation(rows)
+
+
+def _hilbert(positions: Float[np.ndarray, "frames 2"], depth: int = 10):
+    """How far along a Hilbert curve of 4^depth cells each position lies (Hilbert 1891)."""
+    extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)
+    y, x = ((positions - positions.min(0)) / extent * (2**depth - 1)).astype(np.int64).T
+    place = np.zeros(len(positions), np.int64)
+    for side in 2 ** np.arange(depth - 1, -1, -1):
+        up, right = (y & side) > 0, (x & side) > 0
+        place += side * side * ((3 * right) ^ up)
+        # Each quadrant is entered as the whole is, turned or mirrored.
+        mirror = ~up & right
+        x, y = (
+            np.where(mirror, side - 1 - (x & (side - 1)), x & (side - 1)),
+            np.where(mirror, side - 1 - (y & (side - 1)), y & (side - 1)),
+        )
+        x, y = np.where(~up, y, x), np.where(~up, x, y)
+    return place
 
 
 def each(

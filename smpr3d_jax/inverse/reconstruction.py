@@ -85,6 +85,35 @@ def make_step(
 
 @eqx.filter_jit
 def _step(loss, updates, chunk, model, state, frames, aside=None):
+    return advance(loss, updates, chunk, model, state, frames, aside)
+
+
+def advance(
+    loss: Loss, updates: Updates, chunk: int, model: PyTree, state: Any, frames: Batch,
+    aside: Batch | None = None,
+) -> tuple[PyTree, Any, Float[Array, ""]]:  # fmt: skip
+    """What `make_step` compiles."""
+    moving, free, fixed = _parted(updates, model)
+    value, gradient, value_anywhere = slopes(loss, updates, chunk, model, frames, aside)
+    with jax.numpy_dtype_promotion("standard"):
+        # Optax multiplies complex leaves by real numbers, which strict promotion forbids.
+        move, state = updates.update(
+            gradient, state, free, value, value_anywhere, model=model, index=frames.index
+        )
+    model = eqx.combine(eqx.apply_updates(free, move), fixed)
+    return refreshed(model, moving), state, value
+
+
+def _parted(updates, model):
+    moving = updates.free(model)
+    return moving, *eqx.partition(model, moving)
+
+
+def slopes(
+    loss: Loss, updates: Updates, chunk: int, model: PyTree, frames: Batch,
+    aside: Batch | None = None,
+) -> tuple[Float[Array, ""], PyTree, Callable[[PyTree], Float[Array, ""]]]:  # fmt: skip
+    """The loss, the direction of its steepest ascent in the leaves that move, and the function."""
     moving = updates.free(model)
     free, fixed = eqx.partition(model, moving)
     inner, outer, pull = _shared(free, fixed, moving)
@@ -97,7 +126,7 @@ def _step(loss, updates, chunk, model, state, frames, aside=None):
         return data_loss(eqx.combine(inner, outer), part)
 
     def value_anywhere(free):
-        there = _refreshed(eqx.combine(free, fixed), moving)
+        there = refreshed(eqx.combine(free, fixed), moving)
         part = jax.checkpoint(lambda part: data_loss(there, part))
         value = mean_over_chunks(part, frames, chunk)
         return value if penalty is None else value + penalty(there)
@@ -113,12 +142,7 @@ def _step(loss, updates, chunk, model, state, frames, aside=None):
         gradient = jax.tree.map(lambda a, b: a if b is None else a + share * b, gradient, own)
     gradient = gradient if pull is None else pull(gradient)
     # JAX's gradient of a complex leaf is the conjugate of the direction of ascent.
-    gradient = jax.tree.map(jnp.conj, gradient)
-    # Optax multiplies complex leaves by real numbers, which strict promotion forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        move, state = updates.update(gradient, state, free, value, value_anywhere)
-    model = eqx.combine(eqx.apply_updates(free, move), fixed)
-    return _refreshed(model, moving), state, value
+    return value, jax.tree.map(jnp.conj, gradient), value_anywhere
 
 
 def _of_frames(loss, aside, inner, outer, updates, chunk):
@@ -129,7 +153,8 @@ def _of_frames(loss, aside, inner, outer, updates, chunk):
     return mean_over_chunks(lambda part: slope(own, part), aside, chunk)
 
 
-def _refreshed(model, moving):
+def refreshed(model: PyTree, moving: PyTree) -> PyTree:
+    """The model with its stores made to agree with the leaves that are `moving`."""
     refresh = getattr(model, "refreshed", None)
     return model if refresh is None else refresh(moving)
 
@@ -141,7 +166,7 @@ def _shared(free, fixed, moving):
     the free leaves to the table is gone once a step. None for the way where there is no table.
     """
     model = eqx.combine(free, fixed)
-    fresh = _refreshed(model, moving)
+    fresh = refreshed(model, moving)
     follows = jax.tree.map(lambda old, new: new is not old, model, fresh)
     if not any(jax.tree.leaves(follows)):
         return free, fixed, None
@@ -150,7 +175,7 @@ def _shared(free, fixed, moving):
     def inner(free):
         model = eqx.combine(free, fixed)
         known = lambda old, new, differs: _stand_in(old, new) if differs else old
-        return eqx.filter(jax.tree.map(known, model, _refreshed(model, moving), follows), touched)
+        return eqx.filter(jax.tree.map(known, model, refreshed(model, moving), follows), touched)
 
     value, pull = jax.vjp(inner, free)
     return value, eqx.filter(model, touched, inverse=True), lambda gradient: pull(gradient)[0]
@@ -219,17 +244,17 @@ def reconstruct(
     **Raises:** ValueError for frames that do not exist or are both fitted and held out, `patience`
     without held-out frames, or a loss that is no longer a number.
     """
-    training, held_out = _split(len(data), training, held_out, patience)
+    training, held_out = chosen(len(data), training, held_out, patience)
     order, evaluate = ordered(model, training), make_evaluation(chunk)
     state = start(model, updates) if state is None else state
-    watched = {"": _spread(order, max(len(held_out), 1)), "_held_out": held_out}
+    watched = {"": spread(order, max(len(held_out), 1)), "_held_out": held_out}
     watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
     aside = watched.get("_held_out")
     history: dict[str, list[float]] = {}
     best, part = Best(model, state), None
     rows = _batches(model, order, batch_size, seed, range(done, done + steps))
-    for number, row in enumerate(rows, done + 1):
-        due = updates.at(number)
+    for at, row in enumerate(rows, done + 1):
+        due = updates.at(at)
         if row is None and due.follows_frames():
             # What frames share changes as they move; out of order they would share little.
             row = ordered(model, training)
@@ -237,10 +262,10 @@ def reconstruct(
         step = make_step(loss, due, chunk)
         kept = (aside,) if aside is not None and due.follows_frames() else ()
         model, state, value = step(model, state, part, *kept)
-        _record(history, {"loss": _number(value, number)}, "")
+        record(history, {"loss": number(value, at)}, "")
         for suffix, frames in watched.items():
-            _record(history, evaluate(model, frames), suffix)
-        callback(Step(number, model, state, history))
+            record(history, evaluate(model, frames), suffix)
+        callback(Step(at, model, state, history))
         if patience is not None:
             best = best.or_else(model, state, history["deviance_held_out"][-1])
             if best.since >= patience:
@@ -265,7 +290,12 @@ class Best(NamedTuple):
         return self._replace(since=self.since + 1)
 
 
-def _split(frames: int, training, held_out, patience: int | None):
+def chosen(
+    frames: int,
+    training: Int[np.ndarray, " fitted"] | None,
+    held_out: Int[np.ndarray, " kept"] | None,
+    patience: int | None,
+) -> tuple[Int[np.ndarray, " training"], Int[np.ndarray, " held_out"]]:
     """The frames to fit and those to judge by, checked."""
     held_out = np.zeros(0, int) if held_out is None else np.asarray(held_out)
     if training is None:
@@ -291,7 +321,8 @@ def _split(frames: int, training, held_out, patience: int | None):
     return training, held_out
 
 
-def _number(value: Float[Array, ""], step: int) -> float:
+def number(value: Float[Array, ""], step: int) -> float:
+    """A loss that is still a number."""
     if not np.isfinite(value):
         raise ValueError(
             f"`reconstruct`: the loss became {value} at step {step}. Try a smaller step or another "
@@ -300,14 +331,15 @@ def _number(value: Float[Array, ""], step: int) -> float:
     return float(value)
 
 
-def _record(history, values, suffix: str):
+def record(history: dict[str, list[float]], values: dict[str, Any], suffix: str) -> None:
+    """Append what was found to the history."""
     for name, value in values.items():
         history.setdefault(name + suffix, []).append(float(value))
 
 
-def _spread(order, number: int):
-    """`number` frames at equal distances along `order`."""
-    return order[np.linspace(0, len(order) - 1, min(number, len(order))).astype(int)]
+def spread(order: Int[np.ndarray, " frames"], count: int) -> Int[np.ndarray, " some"]:
+    """`count` frames at equal distances along `order`."""
+    return order[np.linspace(0, len(order) - 1, min(count, len(order))).astype(int)]
 
 
 def _batches(

@@ -69,11 +69,17 @@ class Updates(NamedTuple):
         return self._replace(moving=moving, resting=resting)
 
     def update(
-        self, gradient: PyTree, state: dict[Name, Any], free: PyTree, value, value_fn: Callable
+        self,
+        gradient: PyTree,
+        state: dict[Name, Any],
+        free: PyTree,
+        value,
+        value_fn: Callable,
+        **also: Any,
     ) -> tuple[PyTree, dict[Name, Any]]:
         """How far each leaf of `free` moves, and the new state; what does not move keeps its own.
 
-        Each optimiser sees its own leaves alone, and `value_fn` takes those.
+        Each optimiser sees its own leaves alone, and `value_fn` takes those; `also` goes to all.
         """
         names = tuple(self.optimisers)
         labels, state, moves = _labels(names, free, missing=True), dict(state), []
@@ -81,7 +87,7 @@ class Updates(NamedTuple):
             own, slope = (_part(tree, labels, names.index(name)) for tree in (free, gradient))
             move, state[name] = self.optimisers[name].update(
                 slope, state[name], own, value=value, grad=slope,
-                value_fn=lambda tree: value_fn(eqx.combine(tree, free)),
+                value_fn=lambda tree: value_fn(eqx.combine(tree, free)), **also,
             )  # fmt: skip
             moves.append(move)
         return eqx.combine(*moves), state

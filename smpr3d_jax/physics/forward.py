@@ -8,7 +8,7 @@ incoherent states, whose intensities add.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,11 +27,20 @@ from .beamlets import (
     tabulated,
 )
 from .coherence import source_nodes
+from .crossing import mean_seen
 from .detector import Detector
 from .fourier import EXACT, phase_factor, product
 from .grid import Grid
 from .layers import layer_waves, Layers, Probes, probes_of
 from .optics import Optics, pupil
+from .ptychography import (
+    Illumination,
+    lit_slices,
+    object_waves,
+    ObjectSlices,
+    shared_remainders,
+    Shifted,
+)
 from .scan import Scan
 from .smatrix import Beams, field, place, SMatrix, TiltModes, unscattered_beams, unscattered_modes
 from .sparse import pattern_at
@@ -50,7 +59,8 @@ class Blocks(eqx.Module):
 class Scattering(eqx.Module):
     """Optics, a specimen, a scan and a camera: `model(index)` gives the expected frames.
 
-    `specimen` is an `SMatrix` or `Layers`; a `plan` is one of `prepare`'s.
+    `specimen` is an `SMatrix`, `Layers` or `ObjectSlices`; a `plan` is one of `prepare`'s. The
+    last may have an `illumination` in pixels; without one the optics make the probes.
 
     `dose` is the mean number of electrons per frame of each scan, `exposure` the share of it that
     each frame had (None: all of it). `stretch` is the true over the nominal angle of a detector
@@ -66,6 +76,7 @@ class Scattering(eqx.Module):
     plan: Any = None
     exposure: Float[Array, " frames"] | None = None
     stretch: Float[Array, ""] | None = None
+    illumination: Illumination | None = None
 
     def __call__(self, index: Int[Array, " frames"]) -> Float[Array, "frames ky kx"]:
         total = jnp.sum(self.detector(exit_waves(self, index)), axis=1)
@@ -91,6 +102,36 @@ class Scattering(eqx.Module):
             total = total + camera.background * math.prod(camera.shape)
             hit = hit + camera.background
         return total, hit
+
+    def mean(
+        self,
+        misfit: Callable[..., Float[Array, " frames"]],
+        index: Int[Array, " frames"],
+        own: PyTree,
+        common: PyTree = None,
+    ) -> Float[Array, ""]:
+        """Mean over frames of `misfit(intensity, own, common)`, as fast as the specimen permits.
+
+        `own`, such as counts, has an entry for each frame.
+        """
+        specimen = self.specimen
+        if not isinstance(specimen, ObjectSlices) or specimen.values.shape[0] > 1:
+            return jnp.mean(misfit(self(index), own, common))
+
+        def see(given, wave, own):
+            camera, common = given
+            own, share = jax.tree.map(lambda a: a[None], own)
+            frame = jnp.sum(camera(wave[None]), axis=1)
+            frame = frame if share is None else frame * share[:, None, None]
+            return misfit(camera.readout(frame), own, common)[0]
+
+        waves, plates, steps, sway, row, corner = lit_slices(*_lit(self, index))
+        waves = waves * jnp.sqrt(specimen.shares[0]).astype(waves.dtype)
+        share = None if self.exposure is None else self.exposure[index]
+        given = (self.detector, common)
+        return mean_seen(
+            see, given, waves, plates[0], steps, sway, row, corner, (own, share), specimen.keep
+        )
 
     @property
     def window(self) -> Grid:
@@ -172,7 +213,7 @@ def trimmed(model: Scattering) -> Scattering:
     For what is seen of a specimen; to go on with a reconstruction keep the whole.
     """
     old = model.specimen
-    if isinstance(old, Beams | Layers) or model.halo is None:
+    if isinstance(old, Beams | Layers | ObjectSlices) or model.halo is None:
         return model
     grid, origin = field(np.asarray(model.scan.positions, float), model.window)
     pixels = np.subtract(origin, old.origin) / old.grid.sampling
@@ -200,6 +241,8 @@ def exit_waves(
         positions = middle + (positions - middle) * model.stretch
     if isinstance(model.plan, Ladder) and isinstance(model.specimen, TiltModes):
         return _ladder_waves(model, model.specimen, model.plan, series, positions)
+    if isinstance(model.specimen, ObjectSlices):
+        return object_waves(*_lit(model, index))
     corner, rest = place(model.specimen, positions, model.window)
     if isinstance(model.specimen, Layers):
         return layer_waves(
@@ -209,6 +252,21 @@ def exit_waves(
     if isinstance(model.specimen, Beams):
         return _beam_waves(model, model.specimen, series, corner, rest)
     return _mode_waves(model, model.specimen, series, corner, rest, index)
+
+
+def _lit(model: Scattering, index):
+    """The arguments of `object_waves`."""
+    if model.stretch is not None:
+        raise ValueError(
+            "`Scattering.stretch`: the camera length of an object in slices is its sampling; "
+            "change `detector.pixel` instead."
+        )
+    corner, rest = place(model.specimen, model.scan.positions[index], model.window)
+    plan = model.plan if isinstance(model.plan, Shifted) else None
+    return (
+        model.optics, model.specimen, model.illumination, model.window, model.dose,
+        model.scan.series[index], corner, rest, index, plan,
+    )  # fmt: skip
 
 
 def _middle(specimen, dtype) -> Float[Array, "1 2"]:
@@ -297,7 +355,10 @@ def prepare(
     """
     corner, rest = place(model.specimen, model.scan.positions, model.window)
     plan: Any
-    if isinstance(model.specimen, Layers):
+    if isinstance(model.specimen, ObjectSlices):
+        series, moves = np.asarray(model.scan.series), _moves(moving, ("scan",))
+        plan = None if moves else shared_remainders(np.asarray(rest), series, model.window.sampling)
+    elif isinstance(model.specimen, Layers):
         plan = eqx.filter_jit(_probes)(model)
     elif isinstance(model.specimen, Beams):
         corner, chunk = np.asarray(corner), np.zeros((1, 1), int) if chunk is None else chunk
@@ -311,9 +372,9 @@ def prepare(
     return eqx.tree_at(lambda m: m.plan, model, plan, is_leaf=lambda x: x is None)
 
 
-def _moves(names: Sequence[str]) -> bool:
+def _moves(names: Sequence[str], of: Sequence[str] = ("optics", "scan", "dose", "stretch")) -> bool:
     """Whether a named leaf changes probes or where they stand."""
-    return any(name.split(".")[0] in ("optics", "scan", "dose", "stretch") for name in names)
+    return any(name.split(".")[0] in of for name in names)
 
 
 def _reach(optics: Optics) -> float:
