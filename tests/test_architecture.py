@@ -19,7 +19,8 @@ ALLOWED = {
 }
 INSIDE = {
     "physics": "grid fourier zernike coherence optics limits scan potentials specimen propagation "
-    "smatrix windows beamlets passage layers crossing ptychography detector sparse forward simulation",
+    "smatrix windows beamlets passage layers crossing ptychography detector sparse forward "
+    "simulation",
     "inverse": "losses priors penalties updates batches reconstruction constraints pie epochs "
     "refinement sections structure fisher uncertainty transfer sampling design planning "
     "rasters virtual dpc brightfield unfolding parallax ssb wigner seeds",

@@ -39,7 +39,8 @@ def _centre(power: Float[Array, "scans y x"], axis: int) -> Float[Array, " scans
     n = power.shape[axis + 1]
     line = jnp.sum(power, axis=2 - axis)
     turn = np.exp(-2j * np.pi * (np.arange(n) - n // 2) / n)
-    first = jnp.sum(line * jnp.asarray(turn, np.result_type(line.dtype, np.complex64)), axis=1)
+    turn = jnp.asarray(turn, np.result_type(line.dtype, np.complex64))
+    first = jnp.sum(line.astype(turn.dtype) * turn[None], axis=1)
     return -jnp.angle(first) * n / (2 * math.pi)
 
 
@@ -110,7 +111,9 @@ def positive_phase(model: Scattering) -> Scattering:
         values = jax.lax.complex(kept, values.imag) if jnp.iscomplexobj(values) else kept
     else:
         amplitude = jnp.abs(specimen.values)
-        values = amplitude * phase_factor(jnp.maximum(jnp.angle(specimen.values), 0))
+        values = amplitude.astype(specimen.values.dtype) * phase_factor(
+            jnp.maximum(jnp.angle(specimen.values), 0)
+        )
     return eqx.tree_at(lambda m: m.specimen.values, model, values)
 
 

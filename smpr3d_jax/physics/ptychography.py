@@ -10,6 +10,7 @@ closer than 0.7/(alpha q), how a transfer q is shared among them.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import equinox as eqx
@@ -77,7 +78,8 @@ class ObjectSlices(eqx.Module):
         scale = 1.0 if self.kind == "phase" else interaction_parameter(energy)
         if not jnp.issubdtype(self.values.dtype, jnp.complexfloating):
             return phase_factor(scale * self.values)
-        return phase_factor(scale * self.values.real) * jnp.exp(-scale * self.values.imag)
+        fade = jnp.exp(-scale * self.values.imag).astype(self.values.dtype)
+        return phase_factor(scale * self.values.real) * fade
 
     def phase(self, energy: float) -> Float[Array, "states slices y x"]:
         """Phase shift of each slice, rad; that of transmissions lies within -pi to pi."""
@@ -114,7 +116,7 @@ class Shifted(eqx.Module):
 def empty_object(
     grid: Grid,
     origin: tuple[float, float],
-    depths: Float[np.ndarray, " slices"],
+    depths: Sequence[float] | Float[np.ndarray, " slices"],
     kind: Kind = "transmission",
     states: int = 1,
     absorbing: bool = False,
@@ -180,7 +182,7 @@ def pixel_probes(
     size = jnp.sqrt(dose[:, None] * jnp.asarray(parts, dose.dtype)[None])
     # QR leaves a phase on each column.
     turn = jnp.sum(basis[:, :1].conj() * first, axis=(2, 3), keepdims=True)
-    basis = basis.at[:, :1].multiply(turn / jnp.abs(turn))
+    basis = basis.at[:, :1].multiply(turn / jnp.abs(turn).astype(turn.dtype))
     return Illumination(basis * size[:, :, None, None].astype(basis.dtype))
 
 
@@ -232,10 +234,12 @@ def object_waves(
         optics, specimen, illumination, window, dose, series, corner, rest, index, plan
     )
     waves, plates, steps, sway, row, corner = lit
-    cross = lambda plates, share: (
-        jnp.sqrt(share).astype(waves.dtype) * through_slices(waves, plates, steps, sway, row, corner, specimen.keep)
-    )
-    states = [cross(plates[o], specimen.shares[o]) for o in range(plates.shape[0])]
+
+    def state(o):
+        leave = through_slices(waves, plates[o], steps, sway, row, corner, specimen.keep)
+        return leave * jnp.sqrt(specimen.shares[o]).astype(leave.dtype)
+
+    states = [state(o) for o in range(plates.shape[0])]
     return states[0] if len(states) == 1 else jnp.concatenate(states, axis=1)
 
 
