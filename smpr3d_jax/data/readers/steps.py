@@ -109,12 +109,12 @@ def _descan(
     source: Source, order: int, near: Bool[np.ndarray, "ky kx"], moves: Int[np.ndarray, "frames 2"]
 ) -> Descan:
     """The descan, from centres of mass of the pixels `near` in frames that were moved before."""
-    measured = []
+    measured = np.zeros((len(source), 2))
     for block in source.blocks():
         moved = without_descan(source.usable(block), moves[block])[0]
-        measured.append(center_of_mass(moved, near) - moves[block])
+        measured[block] = center_of_mass(moved, near) - moves[block]
     try:
-        return descan_of(np.concatenate(measured), source.scan_shape, order)
+        return descan_of(measured, source.scan_shape, order)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
 
