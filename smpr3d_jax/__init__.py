@@ -17,7 +17,12 @@ from .app.simulate import (
     two_nanotubes as two_nanotubes,
     write_series as write_series,
 )
-from .data import electrons as electrons, preprocess as preprocess, readers as readers
+from .data import (
+    electrons as electrons,
+    interchange as interchange,
+    preprocess as preprocess,
+    readers as readers,
+)
 from .data.counts import (
     compare as compare,
     Events as Events,
