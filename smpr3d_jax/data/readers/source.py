@@ -197,7 +197,7 @@ UNUSABLE = ("not finite", "negative")
 MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
 # Of a block: of plain frames, of those that a library unpacks, for which it opens the file each
 # time, and where one piece is as large.
-BLOCK_BYTES, TILES_BYTES, MOST_BYTES = 2**22, 2**24, 3 * 2**24
+BLOCK_BYTES, TILES_BYTES, MOST_BYTES = 2**22, 2**24, 2**25
 
 
 PAIRS = "scan_step_A", "detector_pixel_mrad", "detector_pixel_inv_A", "center"
