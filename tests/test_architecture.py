@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -111,7 +113,7 @@ def test_computing_files_do_not_print(path):
 
 
 def test_every_public_name_appears_once():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
     aliases = [a for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names]
     assert all(alias.name == alias.asname for alias in aliases), "the face must not rename"
     names = [alias.name for alias in aliases]
@@ -120,3 +122,15 @@ def test_every_public_name_appears_once():
         thing = getattr(smpr3d_jax, public)
         assert not public.startswith("_")
         assert getattr(thing, "__doc__", None), f"{public} has no docstring"
+        assert public in dir(smpr3d_jax)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(smpr3d_jax, "no" + "thing")
+
+
+def test_to_read_a_file_the_rest_is_not_imported():
+    code = "import sys, smpr3d_jax as sj; sj.read, sj.readers; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(answer.stdout.split())
+    assert "smpr3d_jax.data.readers" in loaded, answer.stderr
+    unneeded = {"ase", "matplotlib", "scipy.optimize", "smpr3d_jax.inverse", "smpr3d_jax.report"}
+    assert not unneeded & loaded

@@ -96,6 +96,18 @@ def test_rounding_gives_the_electrons_back(noise, dtype):
     assert rounding_noise(values, 37.0) == pytest.approx(noise / 37, abs=0.01)
 
 
+def test_frames_below_zero_are_no_electrons():
+    """A dark reference that is too large hides electrons; one broken pixel hides only itself."""
+    number, values = camera(means() / 10, 20, noise=2.0)
+    with pytest.raises(InputError, match="dark reference"):
+        to_electrons(values - 37.0, 37.0)
+    values[:, 3, 4] = -1e4
+    found = to_electrons(values, 37.0)
+    assert not found[:, 3, 4].any()
+    found[:, 3, 4] = number[:, 3, 4]
+    assert np.mean(found != number) < 1e-3
+
+
 def test_counts_that_cannot_be_told_are_refused():
     number, values = camera(means() / 50, 20, noise=1.0)
     for factor, noise in ((37.0, 12.0), (37.0 * 2, 0.0), (37.0 * 1.5, 0.0)):

@@ -73,6 +73,14 @@ def test_write_stempy(tmp_path):
         write_stempy(tmp_path / "v3.h5", events, (2, 5))
 
 
+@pytest.mark.parametrize("hits", [1, 3])
+def test_write_lists_of_one_length(tmp_path, hits):
+    cube = np.zeros((2, 3, 4, 5), np.uint8)
+    cube[:, :, 1, :hits] = 1
+    write_stempy(tmp_path / "e.h5", events_from_frames(Frames(jnp.asarray(flat(cube)))), (2, 3))
+    np.testing.assert_array_equal(read(tmp_path / "e.h5").read().dense(), flat(cube))
+
+
 def test_write_a_scan_in_parts(tmp_path):
     """A pixel hit n times is in n lists of its position; every list has a pixel once."""
     cube, facts = some_cube(mean=0.8), {"scan_step_A": (0.5, 0.25), "energy_ev": 80e3}

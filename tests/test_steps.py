@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import smpr3d_jax as sj
-from smpr3d_jax.app import workflow
+from smpr3d_jax.app import sources, workflow
 from smpr3d_jax.app.experiment import ExperimentError, from_mapping, template
 from smpr3d_jax.data.counts import events_from_frames, Frames, InputError
 from smpr3d_jax.data.electrons import bin_detector, crop
@@ -103,10 +103,33 @@ def test_descanned(tmp_path, events):
         truth = np.roll(np.where(mask, counts[i, 0], 0), by, (0, 1))
         np.testing.assert_array_equal(dense(moved, np.array([i]))[0][moved.mask], truth[moved.mask])
     np.testing.assert_array_equal(dense(moved)[[9, 4]], dense(moved, np.array([9, 4])))
+    assert moved.mask is not None
     assert not moved.mask[:2].any() and not moved.mask[:, -2:].any() and moved.mask[12, 16]
     assert not moved.mask[4:7, 18:23].all() and moved.mask[3:24, 3:17].all()
     still, found = descanned(source_of(tmp_path, cube(disc()), events), 1, (12.0, 16.0), 6.0)
     assert not found.shifts.any() and still.mask is None
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_a_disc_that_wanders_far(tmp_path, events):
+    """Where it leaves the circle that is looked at, one look finds too little of the way."""
+    scan, radius = (6, 8), 4.0
+    ways = np.meshgrid(np.linspace(-6, 6, 6), np.linspace(-9, 9, 8), indexing="ij")
+    ways = np.stack(ways, -1).reshape(-1, 2)
+    frames = [cube(disc((13 + a, 15 + b), radius), (1, 1), i)[0] for i, (a, b) in enumerate(ways)]
+    source = source_of(tmp_path, np.stack(frames).reshape(*scan, *SHAPE), events)
+    found = descanned(source, 1, (13.0, 15.0), radius)[1]
+    np.testing.assert_allclose(found.centers - [13, 15], ways, atol=0.4)
+
+
+def test_rounding_of_single_frames(tmp_path):
+    """In a frame of few electrons some lie far from whole numbers; in the scan they do not."""
+    counts = np.random.default_rng(3).poisson(0.01, (9, 11, *SHAPE))
+    noisy = counts + np.random.default_rng(4).normal(0, 0.12, counts.shape)
+    source = in_electrons(source_of(tmp_path, noisy), 1.0)
+    frames = [dense(source, np.array([i]))[0] for i in range(len(source))]
+    np.testing.assert_array_equal(frames, dense(source))
+    assert np.mean(dense(source) != counts.reshape(-1, *SHAPE)) < 2e-3
 
 
 @pytest.mark.parametrize("events", [False, True])
@@ -225,6 +248,43 @@ def test_steps_through_an_experiment(experiment_file, series, tmp_path):
     different = np.asarray(data.counts.dense() != truth.counts.dense())[:, mask]
     assert np.mean(different) < 1e-3
     np.testing.assert_allclose(data.dose, truth.dose, rtol=2e-3)
+
+
+def test_the_camera_is_said_in_pixels_of_the_files(experiment_file):
+    """A binned pixel is wider than the spread of a point, and gathers the background of many."""
+    said = {"geometry.blur_pixels": 0.6, "geometry.background": 0.01, "preprocess.bin": 2}
+    experiment = from_mapping(changed(content(experiment_file) | {"preprocess": {}}, said))
+    camera = workflow.camera(experiment, (24, 24))
+    assert camera.blur is not None and camera.background is not None
+    assert float(camera.blur) == pytest.approx(0.3)
+    assert float(camera.background) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("changes, key", [
+    ({"crop": [24, 2000]}, "preprocess.crop"), ({"bin": 1000}, "preprocess.bin"),
+    ({"counts_per_electron": 7.0}, "preprocess.counts_per_electron"),
+    ({"descan": 3}, "preprocess.descan"),
+])  # fmt: skip
+def test_steps_that_cannot_be_done_are_named(experiment_file, tmp_path, changes, key):
+    tree, folder = content(experiment_file), tmp_path
+    frames = events_from_frames(Frames(jnp.ones((4, 24, 24), jnp.uint8)))
+    write_stempy(folder / "e.h5", frames, (2, 2))
+    tree["scans"] = [{"file": str(folder / "e.h5"), "defocus": 0.0}]
+    with pytest.raises(InputError, match=rf"{key}: .*e\.h5"):
+        workflow.prepare(from_mapping(tree | {"preprocess": changes}))
+
+
+def test_another_gain_than_the_file_says(experiment_file, series, tmp_path, monkeypatch):
+    files = save(tmp_path, [3.0 * f for f in series.frames])
+    read_plainly = sources.read
+
+    def read_with_a_gain(path, **hints):
+        source = read_plainly(path, **hints)
+        return dataclasses.replace(source, facts={"counts_per_electron": 2.5})
+
+    monkeypatch.setattr(sources, "read", read_with_a_gain)
+    notes = ready(experiment_file, files | {"preprocess.counts_per_electron": 3.0}).notes
+    assert any("counts_per_electron = 3 is used, not 2.5 as in new_0.npy" in n for n in notes)
 
 
 def test_what_poisson_statistics_cannot_take(experiment_file, series, tmp_path):

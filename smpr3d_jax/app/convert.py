@@ -161,7 +161,8 @@ class _Plan:
             room = max(room, math.prod(self.frame_shape) * SEARCHED)
         step, piece = max(1, int(PART_BYTES / room)), self.scan_shape[1]
         if self.source.together and len(self.parents) == len(self.source):
-            piece = self.source.together
+            stored = self.source.together
+            piece = stored if isinstance(stored, int) else stored.consecutive
             # Frames that are stored together are read together, if they are not far too many.
             step = max(step, min(piece, MOST_AT_ONCE * step))
         step -= step % piece if step > piece else 0

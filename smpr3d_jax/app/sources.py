@@ -1,11 +1,13 @@
 """The data files of an experiment, opened, with what it says about their pixels applied."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..data.alignment import Descan
+from ..data.counts import InputError
 from ..data.pixels import BadPixels
 from ..data.readers import common_mask, read, read_mask, Source, with_mask
 from ..data.readers.steps import descanned, in_electrons, through_window, without_bad_pixels
@@ -45,10 +47,10 @@ def preprocessed(
     if (file := experiment.geometry.mask) is not None:
         mask = read_mask(file, sources[0].frame_shape)
         sources = tuple(with_mask(source, mask) for source in sources)
+    notes += [_integrating(experiment, source) for source in sources]
     if (counts := how.counts_per_electron) is not None:
-        sources = tuple(in_electrons(source, counts) for source in sources)
-    else:
-        notes += [_integrating(experiment, source) for source in sources]
+        with _blaming(experiment, "preprocess.counts_per_electron"):
+            sources = tuple(in_electrons(source, counts) for source in sources)
     if how.bad_pixels:
         found = [without_bad_pixels(source) for source in sources]
         notes += [_bad(source, bad) for source, bad in found]
@@ -57,22 +59,36 @@ def preprocessed(
             sources = tuple(with_mask(source, common) for source in sources)
     if (order := how.descan) is not None:
         center, radius = _disc(experiment, sources[0].frame_shape)
-        moved = [descanned(source, order, center, radius) for source in sources]
+        with _blaming(experiment, "preprocess.descan"):
+            moved = [descanned(source, order, center, radius) for source in sources]
         notes += [_wandering(source, descan) for source, descan in moved]
         sources = tuple(source for source, _ in moved)
     if windowed(experiment):
         given = experiment.geometry.center
         center = None if given is None else (round(given[0]), round(given[1]))
-        sources = tuple(through_window(source, center, how.crop, how.bin) for source in sources)
+        with _blaming(experiment, "preprocess.crop" if how.crop else "preprocess.bin"):
+            sources = tuple(through_window(source, center, how.crop, how.bin) for source in sources)
     return sources, [note for note in notes if note]
 
 
+@contextlib.contextmanager
+def _blaming(experiment: Experiment, key: str) -> Iterator[None]:
+    """Say which key asked for what cannot be done."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where(experiment, key)}: {error}") from error
+
+
 def _integrating(experiment: Experiment, source: Source) -> str:
-    said = source.facts.get("counts_per_electron")
-    if said is None or abs(said - 1) < 1e-6:
+    """A word where the file's idea of an electron is not what is used."""
+    said, used = source.facts.get("counts_per_electron"), experiment.preprocess.counts_per_electron
+    if said is None or abs(said / (used or 1.0) - 1) < 0.01:
         return ""
     key = where(experiment, "preprocess.counts_per_electron")
-    return f"{key}: {source.path.name} says {said:.4g}, which is not used unless it is written here"
+    if used is None:
+        return f"{key}: {source.path.name} says {said:.4g}, not used unless it is written here"
+    return f"{key} = {used:.4g} is used, not {said:.4g} as in {source.path.name}"
 
 
 def _bad(source: Source, bad: BadPixels) -> str:

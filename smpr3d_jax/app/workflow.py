@@ -197,7 +197,9 @@ def _focal_spread(experiment: Experiment) -> float | None:
 def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
     """The detector after its centre has been brought to a pixel; what is left is its offset."""
     geometry = experiment.geometry
-    leaf = lambda value: None if value is None else jnp.asarray(value, float)
+    # Said of the pixels in the files; a binned one is wider and gathers more.
+    factor = experiment.preprocess.bin
+    leaf = lambda value, by: None if value is None else jnp.asarray(value * by, float)
     # Refined optics, and potentials, are wrong where the probe's tails are cut off.
     halo = bool(experiment.refine or experiment.structure)
     halo = halo if geometry.halo is None else geometry.halo
@@ -205,7 +207,8 @@ def camera(experiment: Experiment, shape: tuple[int, int]) -> Detector:
         shape, detector_pixel(experiment), geometry.pixel_integration,
         detector_offset(experiment, shape),
         halo=halo,
-        background=leaf(geometry.background), blur=leaf(geometry.blur_pixels),
+        background=leaf(geometry.background, factor**2),
+        blur=leaf(geometry.blur_pixels, 1 / factor),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from .counts import InputError
 
 CLEAR = 0.17
 """Read noise, in electrons, with which one pixel in 300 is rounded to a wrong number."""
+CHANCE = 5.0
+"""Standard errors by which few pixels may be farther from whole numbers than `CLEAR`."""
 PARTS = 4
 """Independent parts of a scan: for the variance, the mean, its square, and the sorting by it."""
 GROUP = 50
@@ -150,14 +152,21 @@ def rounding_noise(frames: Real[np.ndarray, "frames ky kx"], counts_per_electron
     """How far pixels of one to four electrons, or dark ones if worse, lie from whole numbers, rms.
 
     In electrons: near 0 for a counted camera, 0.29 (uniform) where nothing is left of whole
-    numbers.
+    numbers. There are no negative electrons: below 0 the distance is that from 0, 1 at most.
     """
+    return max(noise for noise, _ in _distances(frames, counts_per_electron))
+
+
+def _distances(frames, counts_per_electron: float) -> list[tuple[float, int]]:
+    """Of pixels that are hit and of dark ones: rms distance from whole numbers, and how many."""
     electrons = frames.astype(np.float64) / counts_per_electron
     electrons = electrons[np.isfinite(electrons) & (electrons < FEW)]
     # Dark pixels are near 0 whatever an electron is worth: they must not outvote the others.
     hit = electrons > 0.4
-    parts = (electrons[hit], electrons[~hit])
-    return max(float(np.sqrt(np.mean((p - np.rint(p)) ** 2))) if len(p) else 0.0 for p in parts)
+    # A broken pixel far below 0 is one wrong pixel, not a thousand.
+    away = (electrons - np.rint(electrons).clip(0, None)).clip(-1, None)
+    parts = (away[hit], away[~hit])
+    return [(float(np.sqrt(np.mean(p**2))) if len(p) else 0.0, len(p)) for p in parts]
 
 
 def to_electrons(
@@ -166,8 +175,8 @@ def to_electrons(
     """Whole electrons: frames over `counts_per_electron`, rounded to the nearest, 0 at least.
 
     Rounded only where that restores what the camera has counted: pixels of few electrons must lie
-    within `CLEAR` (rms) of whole numbers. Above them a wrong `counts_per_electron` by a part q
-    changes counts by that part, as it does the dose.
+    within `CLEAR` (rms) of whole numbers, and no farther below 0. Above them a wrong
+    `counts_per_electron` by a part q changes counts by that part, as it does the dose.
 
     **Raises:** InputError for a factor that is not positive, values that are not numbers, and
     frames in which noise has washed out the single electron.
@@ -181,14 +190,17 @@ def to_electrons(
             "frames have pixels that are not a number or infinite: mask them before dividing by "
             "the counts of an electron."
         )
-    noise = rounding_noise(frames, counts_per_electron)
-    if noise > CLEAR:
+    # Of few pixels, as in a single frame, some lie farther away by chance.
+    parts = _distances(frames, counts_per_electron)
+    noise = max((n for n, size in parts if n > CLEAR * (1 + CHANCE / math.sqrt(2 * size + 1))),
+                default=0.0)  # fmt: skip
+    if noise > 0:
         raise InputError(
             f"divided by counts_per_electron = {counts_per_electron:g}, pixels of few electrons "
             f"lie {noise:.2f} electrons (rms) from whole numbers, more than {CLEAR}: either the "
-            "factor is wrong (see `photon_transfer`), or read noise hides single electrons and "
-            "Poisson statistics do not hold. Leave the frames as they are and choose a loss of "
-            "amplitudes."
+            "factor or the dark reference is wrong (see `photon_transfer`), or read noise hides "
+            "single electrons and Poisson statistics do not hold. Leave the frames as they are and "
+            "choose a loss of amplitudes."
         )
     electrons = np.rint(frames.astype(np.float64) / counts_per_electron).clip(0, None)
     kind = np.uint16 if electrons.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32

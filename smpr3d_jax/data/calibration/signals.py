@@ -70,7 +70,9 @@ def gather_signals(
     moments = [good, good & (away > radius + 1), near, near * y[:, None], near * x]
     columns = np.concatenate([np.stack(moments, -1).reshape(-1, MOMENTS), weights], 1)
     columns = columns.astype(np.float32)
-    found = np.concatenate([_products(source, block, columns) for block in source.blocks()])
+    found = np.zeros((len(source), columns.shape[1]))
+    for positions in source.blocks():
+        found[positions] = _products(source, positions, columns)
     found = found.reshape(*source.scan_shape, -1)
     inside = np.maximum(found[..., 2:3], 1)
     return Signals(

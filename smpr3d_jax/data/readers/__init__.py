@@ -3,7 +3,9 @@
 `read(path)` describes a scan without reading its frames; `register` adds a format.
 """
 
+import dataclasses
 import inspect
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ from .emd import write_emd as write_emd
 from .masks import common_mask as common_mask, read_mask as read_mask, with_mask as with_mask
 from .raw_csr import write_raw_csr as write_raw_csr
 from .series import load_series as load_series
-from .source import Source as Source
+from .source import MOST_BYTES, Source as Source, Tiles as Tiles
 from .stempy import write_stempy as write_stempy
 from .survey import (
     check_counts as check_counts,
@@ -129,7 +131,22 @@ def _open(open: Callable[..., Source], path: pathlib.Path, hints: dict[str, Any]
             f"{path}: its format takes no hint {unknown[0]!r}; it takes "
             f"{', '.join([*known][1:])}. Leave it out."
         )
-    return open(path, **hints)
+    return _noted(open(path, **hints))
+
+
+def _noted(source: Source) -> Source:
+    """With a note where frames share too much with others to be read in one pass."""
+    stored, frame = source.together, math.prod(source.frame_shape) * source.dtype.itemsize
+    if not isinstance(stored, Tiles) or stored.rows * stored.columns * frame <= MOST_BYTES:
+        return source
+    frames = stored.rows * stored.columns
+    times = -(-frames * frame // MOST_BYTES)
+    note = (
+        f"{frames} frames ({frames * frame / 2**20:.0f} MiB) share their chunks, which a pass over "
+        f"the file unpacks {times} times, one as a whole at a time; write it with smaller chunks "
+        "before long work"
+    )
+    return dataclasses.replace(source, notes=(*source.notes, note))
 
 
 def _through_extras(path: pathlib.Path, hints: dict[str, Any]) -> Source:

@@ -1,4 +1,4 @@
-"""Frames of arrays that are stored in chunks over several rows of the scan.
+"""Frames of arrays that are stored in chunks over several positions of the scan.
 
 Read row by row, a chunk would be unpacked once for each of its rows. Here the positions are taken
 chunk by chunk, and what is wanted of a chunk is read at once.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from .source import Positions
+from .source import Positions, Tiles
 
 
 # The largest part of the array that is read at once, wanted or not.
@@ -51,11 +51,12 @@ def _is_box(row: Int[np.ndarray, " frames"], column: Int[np.ndarray, " frames"])
     return bool(inside and sides[0] * sides[1] == len(row))
 
 
-def positions_together(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
-    """At how many consecutive positions frames share chunks of an array of three or four axes."""
-    if len(shape) == 3:
-        return min(chunks[0], shape[0])
-    return min(chunks[0], shape[0]) * shape[1] if chunks[0] > 1 else min(chunks[1], shape[1])
+def tiles_of(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Tiles:
+    """At which positions frames share chunks of an array of three or four axes."""
+    scan = (1, shape[0]) if len(shape) == 3 else shape[:2]
+    piece = (1, chunks[0]) if len(shape) == 3 else chunks[:2]
+    rows, columns = (max(1, min(n, c)) for n, c in zip(scan, piece, strict=True))
+    return Tiles(rows, columns, scan[1])
 
 
 def _groups(

@@ -29,7 +29,7 @@ from .hdf5 import (
     storage_notes,
     text,
 )
-from .source import layout, Load, numeric, Positions, Source
+from .source import layout, Load, numeric, Positions, Source, Tiles
 from .units import ENERGIES, sampling, scaled, SECONDS
 
 
@@ -106,8 +106,7 @@ def open_source(
     facts |= step
     return Source(
         path, "dectris", "entry/data", scan, frame, dtype, "dense", load, facts, notes, mask,
-        # A file is opened once for all its frames.
-        together=first.shape[0],
+        together=Tiles(1, 1, frames),
     )  # fmt: skip
 
 

@@ -19,15 +19,16 @@ import numpy as np
 
 from ..counts import InputError
 from .binary import Records
-from .chunked import gather_chunked, positions_together
+from .chunked import gather_chunked, tiles_of
 from .damage import raised_in
 from .heaps import check_heaps
-from .source import gather, Load, Positions
-from .turned import Turned
+from .source import gather, Load, Positions, Tiles
+from .turned import in_order, Turned
 
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Scattered frames share compressed chunks: keep some, so that each is unpacked once.
+# Of unpacked chunks: some may be looked at again and again. Where each is taken once, keeping them
+# costs time and memory.
 CHUNK_CACHE_BYTES = 2**26
 # What a chunk may take when unpacked: little, or so much more than all that is stored.
 CHUNK_BYTES, PACKED = 2**26, 5000
@@ -44,14 +45,14 @@ def is_hdf5(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[h5py.File]:
-    """The file, open for reading.
+def opened(path: pathlib.Path, kept: int = CHUNK_CACHE_BYTES) -> Iterator[h5py.File]:
+    """The file, open for reading; `kept` bytes of unpacked chunks stay in memory.
 
     **Raises:** InputError if it, or what is read from it, is damaged.
     """
     check_heaps(path)
     try:
-        with h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
+        with h5py.File(path, "r", rdcc_nbytes=kept) as file:
             yield file
     except Exception as error:
         if isinstance(error, InputError) or not raised_in("h5py", error):
@@ -188,14 +189,14 @@ def frames_of(path: pathlib.Path, dataset: str, axes: tuple[int, ...] | None = N
         return item
 
     def load(positions: Positions):
-        with opened(path) as file:
+        with opened(path, kept) as file:
             item = found(file)
             return frames_at(item if axes is None else Turned(item, axes), positions)
 
-    if axes is not None:
-        return load
     with opened(path) as file:
-        return _in_one_piece(path, found(file)) or load
+        item = found(file)
+        kept = 0 if item.chunks is not None else CHUNK_CACHE_BYTES
+        return _in_one_piece(path, item) or load if axes is None else load
 
 
 def _in_one_piece(path: pathlib.Path, item: h5py.Dataset) -> Records | None:
@@ -210,15 +211,18 @@ def _in_one_piece(path: pathlib.Path, item: h5py.Dataset) -> Records | None:
     return Records(path, start, length, item.shape[-2:], item.dtype)
 
 
-def together(item: h5py.Dataset, axes: tuple[int, ...] | None = None) -> int | None:
-    """At how many consecutive positions frames are stored in pieces that are read as a whole."""
-    if axes is not None:
-        return None
-    return 1 if item.chunks is None else positions_together(item.shape, item.chunks)
+def together(item: h5py.Dataset, axes: tuple[int, ...] | None = None) -> int | Tiles | None:
+    """At which positions frames are stored in pieces that are read as a whole.
+
+    `axes` as for `frames_of`.
+    """
+    if item.chunks is None:
+        return 1 if axes is None else None
+    return tiles_of(tuple(in_order(item.shape, axes)), tuple(in_order(item.chunks, axes)))
 
 
 def frames_at(item: Any, positions: Positions) -> np.ndarray:
     """Frames of an open dataset at flat positions, each chunk unpacked once where it can be."""
-    if item.ndim == 3 or item.chunks is None or item.chunks[0] == 1:
+    if item.chunks is None or math.prod(item.chunks[:-2]) == 1:
         return gather(item, positions)
     return gather_chunked(item, positions, item.chunks)

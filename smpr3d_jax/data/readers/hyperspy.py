@@ -15,7 +15,7 @@ import numpy as np
 
 from ..counts import InputError
 from . import hdf5, stores
-from .chunked import positions_together
+from .chunked import tiles_of
 from .source import layout, Load, numeric, Source
 from .units import axes_facts, check_order, scaled, zero_of
 
@@ -57,7 +57,7 @@ def open_source(
         microscopes = [_attributes(_get(settings, name)) for name in MICROSCOPES]
         facts = signal_facts(label, axes, microscopes, frame)
         notes = hdf5.storage_notes(path, item) if in_hdf5 else stores.storage_notes(path, item)
-        stored = hdf5.together(item) if in_hdf5 else positions_together(item.shape, item.chunks)
+        stored = hdf5.together(item) if in_hdf5 else tiles_of(item.shape, item.chunks)
     load: Load = hdf5.frames_of(path, name) if in_hdf5 else stores.frames_of(path, name)
     kind = "hspy" if in_hdf5 else "zspy"
     return Source(

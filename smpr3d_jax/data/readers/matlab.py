@@ -12,7 +12,7 @@ import pathlib
 import h5py
 
 from ..counts import InputError
-from .hdf5 import attribute, frames_of, opened, storage_notes, text
+from .hdf5 import attribute, frames_of, opened, storage_notes, text, together
 from .source import layout, numeric, Source
 from .turned import places, Turned
 
@@ -57,8 +57,11 @@ def open_source(
             f"the size {item.shape[::-1]} in MATLAB is taken as ({order}); say `order` if not",
             *storage_notes(path, item),
         )
+        stored = together(item, axes)
     load = frames_of(path, name, axes)
-    return Source(path, "matlab", name, scan, frame, dtype, "dense", load, notes=notes)
+    return Source(
+        path, "matlab", name, scan, frame, dtype, "dense", load, notes=notes, together=stored
+    )
 
 
 def _variables(file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,42 @@ Load = Callable[[Positions], Any]
 """Positions -> array of frames, or EventRows."""
 
 
+class Tiles(NamedTuple):
+    """Pieces of `rows` × `columns` positions each, on a raster that has `across` of them in a row.
+
+    Their frames share what can only be read as a whole. The raster is the file's, whose first piece
+    begins at position 0; the scan may be told to have rows of another length.
+    """
+
+    rows: int
+    columns: int
+    across: int
+
+    @property
+    def consecutive(self) -> int:
+        """Of how many consecutive positions the pieces are read together."""
+        return self.columns if self.rows == 1 else self.rows * self.across
+
+    def fitting(self, frames: float) -> "Tiles":
+        """The same, or pieces of at most `frames` positions where these have more."""
+        columns = max(1, min(self.columns, int(frames / self.rows)))
+        return Tiles(max(1, min(self.rows, int(frames / columns))), columns, self.across)
+
+    def groups(self, count: int, frames: float) -> Iterator[Positions]:
+        """`count` positions in groups of whole pieces, of about `frames` positions."""
+        rows, columns, across = self
+        columns = min(across, columns * max(1, int(frames / (rows * columns))))
+        if columns == across:
+            rows *= max(1, int(frames / (rows * columns)))
+        for top in range(0, -(-count // across), rows):
+            for left in range(0, across, columns):
+                y = np.arange(top, top + rows)[:, None]
+                x = np.arange(left, min(left + columns, across))
+                group = (y * across + x).ravel()
+                if len(group := group[group < count]):
+                    yield group
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One scan in one file, described and not yet read.
@@ -39,8 +75,8 @@ class Source:
     `counts_per_electron`, `defocus_A`, `exposure_s` (of a frame). `notes` says what in the file
     deserves a second look; `mask` is False at the pixels that the file declares unusable, which
     `usable` and `read` leave out. `frame_bytes` is what a frame takes in memory, on average, if
-    that is not its pixels times the size of `dtype`; `together` says at how many consecutive
-    positions frames are stored in pieces that are read as a whole, None if that is not known.
+    that is not its pixels times the size of `dtype`; `together` says which frames are stored in
+    pieces that are read as a whole: tiles of the scan, or runs of as many, None if not known.
     """
 
     path: pathlib.Path
@@ -55,7 +91,7 @@ class Source:
     notes: tuple[str, ...] = ()
     mask: Bool[np.ndarray, "ky kx"] | None = None
     frame_bytes: float | None = None
-    together: int | None = None
+    together: int | Tiles | None = None
 
     def __len__(self) -> int:
         return math.prod(self.scan_shape)
@@ -117,17 +153,18 @@ class Source:
         return index.astype(int)
 
     def blocks(self, size: int | None = None) -> Iterator[Positions]:
-        """Runs of positions, whose frames take about `size` bytes each.
+        """Every position once, in groups.
 
-        By default small enough to stay in a processor's cache, unless frames are stored together.
+        With `size`, runs of the scan whose frames take about as many bytes. By default groups
+        small enough to stay in a processor's cache; where frames are stored together, groups of
+        whole pieces, so that none is read twice, which need not be runs.
         """
         frame = self.frame_bytes or math.prod(self.frame_shape) * self.dtype.itemsize
-        stored = min(self.together or len(self), int(MOST_BYTES / frame)) if size is None else 1
-        step = max(1, stored, int((size or BLOCK_BYTES) / frame))
-        # Whole pieces, as none should be read twice.
-        step -= step % max(1, stored)
-        for start in range(0, len(self), step):
-            yield np.arange(start, min(start + step, len(self)))
+        tiles = self.together if size is None else 1
+        if not isinstance(tiles, Tiles):
+            tiles = Tiles(1, tiles or len(self), len(self))
+        usual = TILES_BYTES if isinstance(self.together, Tiles) else BLOCK_BYTES
+        yield from tiles.fitting(MOST_BYTES / frame).groups(len(self), (size or usual) / frame)
 
     def complain(self, what: str, positions: Positions) -> None:
         """Raise InputError: `what` is wrong in the frames at these positions, if there are any."""
@@ -158,8 +195,9 @@ REMEDIES = {
 UNUSABLE = ("not finite", "negative")
 # What only a damaged file claims to have.
 MOST_PIXELS, MOST_FRAMES = 2**28, 2**36
-# Of a block; the larger one where frames come in pieces of many.
-BLOCK_BYTES, MOST_BYTES = 2**22, 2**26
+# Of a block: of plain frames, of those that a library unpacks, for which it opens the file each
+# time, and where one piece is as large.
+BLOCK_BYTES, TILES_BYTES, MOST_BYTES = 2**22, 2**24, 2**25
 
 
 PAIRS = "scan_step_A", "detector_pixel_mrad", "detector_pixel_inv_A", "center"

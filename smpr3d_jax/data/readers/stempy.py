@@ -25,6 +25,7 @@ from .hdf5 import attribute, dataset_at, is_hdf5, listing, number, opened, writt
 from .source import kept_facts, Load, MOST_PIXELS, Positions, Source
 
 
+LIST = h5py.vlen_dtype(np.uint32)
 FRAMES = "electron_events/frames"
 SCAN = "electron_events/scan_positions"
 # Our own attribute of the frames: (rows, columns), which Nx and Ny do not tell apart.
@@ -336,7 +337,7 @@ def writing(
         file.attrs["version"] = 3
         scan = file.create_dataset(SCAN, data=np.arange(size))
         scan.attrs.update(Nx=scan_shape[1], Ny=scan_shape[0])
-        frames = file.create_dataset(FRAMES, (size * each,), h5py.vlen_dtype(np.uint32))
+        frames = file.create_dataset(FRAMES, (size * each,), LIST)
         # stempy takes Nx for the rows.
         frames.attrs.update(Nx=frame_shape[0], Ny=frame_shape[1])
         frames.attrs[SHAPE] = frame_shape
@@ -348,7 +349,8 @@ def writing(
         def append(rows: EventRows) -> None:
             nonlocal done
             start, done = done, done + len(rows)
-            frames[start * each : done * each] = _lists(rows, each)
+            # Plain assignment would take lists of one length for a table.
+            frames.write_direct(_lists(rows, each), dest_sel=np.s_[start * each : done * each])
 
         yield append
 
@@ -362,4 +364,4 @@ def _lists(rows: EventRows, each: int) -> np.ndarray:
         kept = np.append(0, np.cumsum(n > j))[merged.indptr]
         pixels = np.asarray(merged.pixels[n > j]).astype(np.uint32)
         lists[:, j] = np.fromiter(np.split(pixels, kept[1:-1]), object, len(rows))
-    return lists.ravel()
+    return lists.ravel().astype(LIST)

@@ -20,6 +20,10 @@ from .masks import with_mask
 from .source import Positions, Source
 
 
+AGAIN = 4
+"""How often a pattern that wanders far is looked at again."""
+
+
 def in_electrons(source: Source, counts_per_electron: float) -> Source:
     """Whole electrons from a camera that integrates, as `gain.to_electrons` has them.
 
@@ -71,20 +75,24 @@ def descanned(
 ) -> tuple[Source, Descan]:
     """The source with its frames moved by whole pixels, and the descan that was found.
 
-    Looks at the whole scan: a polynomial of `order` in the scan position is fitted to the centres
-    of mass within 1.5 times the `radius` of the disc about `center` (pixels, y, x). Their mean
-    stays where it is. What some frames no longer see is masked, so that a mask grows by the range
-    of the moves.
+    Looks at the whole scan, more than once if the disc wanders far: a polynomial of `order` in the
+    scan position is fitted to the centres of mass within 1.5 times the `radius` of the disc about
+    `center` (pixels, y, x). Their mean stays where it is. What some frames no longer see is masked,
+    so that a mask grows by the range of the moves.
 
     **Raises:** InputError where frames do not determine the polynomial.
     """
     near = _disc(source.frame_shape, center, 1.5 * radius)
     near = near if source.mask is None else near & source.mask
-    measured = [center_of_mass(source.usable(block), near) for block in source.blocks()]
-    try:
-        found = descan_of(np.concatenate(measured), source.scan_shape, order)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+    found = _descan(source, order, near, np.zeros((len(source), 2), int))
+    # Of a disc that leaves the circle a part is missing: it is looked at again where it was moved.
+    for _ in range(AGAIN):
+        before = found.shifts
+        if np.hypot(*before.T).max(initial=0) <= 0.4 * radius:
+            break
+        found = _descan(source, order, near, before)
+        if np.array_equal(found.shifts, before):
+            break
     shifts = found.shifts
     if not shifts.any():
         return source, found
@@ -95,6 +103,20 @@ def descanned(
 
     good = np.ones(source.frame_shape, bool) if source.mask is None else source.mask
     return dataclasses.replace(source, load=load, mask=_good_in_all(good, shifts)), found
+
+
+def _descan(
+    source: Source, order: int, near: Bool[np.ndarray, "ky kx"], moves: Int[np.ndarray, "frames 2"]
+) -> Descan:
+    """The descan, from centres of mass of the pixels `near` in frames that were moved before."""
+    measured = np.zeros((len(source), 2))
+    for block in source.blocks():
+        moved = without_descan(source.usable(block), moves[block])[0]
+        measured[block] = center_of_mass(moved, near) - moves[block]
+    try:
+        return descan_of(measured, source.scan_shape, order)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def _good_in_all(

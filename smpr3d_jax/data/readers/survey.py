@@ -35,7 +35,8 @@ def survey(source: Source) -> Survey:
     """
     ky, kx = source.frame_shape
     pattern, largest = np.zeros(ky * kx), 0.0
-    electrons, faulty = [], {name: [] for name in FAULTS}
+    electrons = np.zeros(len(source))
+    faulty = {name: np.zeros(len(source), bool) for name in FAULTS}
     for positions in source.blocks():
         counts = source.usable(positions)
         if isinstance(counts, EventRows):
@@ -49,11 +50,10 @@ def survey(source: Source) -> Survey:
             per_frame, times = finite.sum(axis=(1, 2), dtype=float), finite
             pattern += finite.sum(axis=0, dtype=float).ravel()
         largest = max(largest, float(times.max(initial=0)))
-        electrons.append(per_frame.astype(float))
-        for name, rows in faulty.items():
-            rows.append(found.get(name, np.zeros(len(positions), bool)))
-    joined = {name: np.concatenate(rows) for name, rows in faulty.items()}
-    return Survey(np.concatenate(electrons), pattern.reshape(ky, kx), largest, joined)
+        electrons[positions] = per_frame
+        for name, frames in found.items():
+            faulty[name][positions] = frames
+    return Survey(electrons, pattern.reshape(ky, kx), largest, faulty)
 
 
 def check_counts(

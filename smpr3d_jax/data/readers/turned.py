@@ -15,11 +15,11 @@ OURS = {4: ("y", "x", "ky", "kx"), 3: ("frames", "ky", "kx")}
 class Turned:
     """An array on disk with its axes in our order, read when its first ones are sliced."""
 
-    chunks = None
-
     def __init__(self, array: Any, axes: tuple[int, ...]):
         self.array, self.axes = array, axes
         self.shape = tuple(array.shape[axis] for axis in axes)
+        chunks = getattr(array, "chunks", None)
+        self.chunks = chunks and tuple(chunks[axis] for axis in axes)
         self.ndim, self.dtype = len(axes), array.dtype
 
     def __getitem__(self, item: Any) -> Shaped[np.ndarray, "..."]:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from ..counts import InputError
-from .chunked import positions_together
+from .chunked import tiles_of
 from .source import kept_facts, layout, numeric, Source
 from .stores import (
     array_at,
@@ -52,7 +52,7 @@ def open_source(
         facts, notes = _measurement(label, root, name, item.shape)
         facts = kept_facts(attributes(item)) | facts
         notes += storage_notes(path, item)
-        stored = positions_together(item.shape, item.chunks)
+        stored = tiles_of(item.shape, item.chunks)
     load = frames_of(path, name)
     return Source(
         path, "zarr", name, scan, frame, dtype, "dense", load, facts, notes, together=stored
