@@ -41,10 +41,12 @@ from .data.events import (
 )
 from .data.readers import read as read, read_series as read_series, Source as Source
 from .inverse import (
+    constraints as constraints,
     design as design,
     dpc as dpc,
     losses as losses,
     penalties as penalties,
+    pie as pie,
     planning as planning,
     priors as priors,
     refinement as refinement,
@@ -53,6 +55,7 @@ from .inverse import (
     virtual as virtual,
 )
 from .inverse.brightfield import bright_field as bright_field, BrightField as BrightField
+from .inverse.epochs import reconstruct_in_epochs as reconstruct_in_epochs
 from .inverse.parallax import parallax as parallax
 from .inverse.rasters import Raster as Raster, raster_of as raster_of
 from .inverse.reconstruction import (
@@ -110,6 +113,12 @@ from .physics.propagation import (
     fresnel as fresnel,
     multislice as multislice,
     transmission as transmission,
+)
+from .physics.ptychography import (
+    empty_object as empty_object,
+    Illumination as Illumination,
+    ObjectSlices as ObjectSlices,
+    pixel_probes as pixel_probes,
 )
 from .physics.scan import raster as raster, Scan as Scan, series_of as series_of
 from .physics.simulation import (

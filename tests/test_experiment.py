@@ -213,12 +213,26 @@ def test_implausible_values_pass_when_asked(folder):
     assert "must be greater than 0" in complaint(folder, text)
 
 
-@pytest.mark.parametrize("name", ["multislice", "singleslice"])
-def test_methods_of_later_versions(folder, name):
-    e = ex.load(write(folder, DESIGN.replace("name: smatrix", f"name: {name}")))
-    with pytest.raises(ex.ExperimentError, match=rf"yaml:7: .* = {name}: not available in this"):
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("singleslice", "object: {slices: 3}", "object.slices = 3: singleslice has one"),
+        ("multislice", "structure: {depths: [0, 90]}", "slices are a structure already"),
+        ("smatrix", "object: {slices: 3}", "object: belongs to multislice and singleslice"),
+    ],
+)
+def test_what_cannot_go_together(folder, name, more, said):
+    e = ex.load(write(folder, DESIGN.replace("name: smatrix", f"name: {name}") + more + "\n"))
+    with pytest.raises(ex.ExperimentError, match=said):
         ex.require_available(e)
     ex.require_available(ex.from_mapping(LEAST))
+
+
+def test_a_constraint_is_known_by_its_name(folder):
+    text = DESIGN + "object: {constraints: [positive_phse]}\n"
+    assert "'positive_phse' is no constraint; did you mean 'positive_phase'?" in complaint(
+        folder, text
+    )
 
 
 def test_overrides_are_checked_and_keep_their_place(folder):

@@ -267,6 +267,63 @@ def test_without_structure_there_is_no_potential(finished):
     assert "structure" not in store.load(finished[1] / "result.h5")
 
 
+# --- slices instead of an S-matrix ---------------------------------------------------------------
+
+SLICES = {
+    "method.name": "multislice", "method.representation": None, "method.iterations": 8,
+    "object": {"slices": 2, "parametrisation": "phase", "batch": 6},
+    "method.depth_range": [-10, 50],
+}  # fmt: skip
+
+
+def test_slices_give_the_same_outputs(experiment_file, series, tmp_path):
+    """The two layers of atoms in two slices, and sections of the S-matrix of these."""
+    tree = changed(content(experiment_file), {"method": {}})
+    tree = changed(tree, {k: v for k, v in SLICES.items() if v is not None})
+    file = tiny.write(tmp_path, tree)
+    answer = tiny.smpr3d("run", file, "-o", tmp_path / "out", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    found, about = store.load(tmp_path / "out" / "result.h5"), ("pixel_size_A", "origin_A")
+    np.testing.assert_allclose(found["object"]["z"], [5, 35])
+    phase = found["object"]["phase"][0]
+    origin, step = (found["object"][name] for name in reversed(about))
+    near, truth = true_layers(series, origin, step, phase.shape[1:])
+    for layer in (0, 1):
+        assert tiny.correlation(phase[layer][near], truth[layer][near]) > 0.6
+        assert tiny.correlation(phase[layer][near], truth[1 - layer][near]) < 0.4
+    assert found["probe"]["modes"].shape[:2] == (3, 1)
+    assert found["sections"]["phase"].shape[0] == len(found["sections"]["z"])
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Ptychography with 2 slices" in report
+    again = tmp_path / "other.h5"
+    answer = tiny.smpr3d(
+        "section", tmp_path / "out" / "result.h5", "--from", 0, "--to", 40, "--step", 20,
+        "-o", again,
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.stderr
+    assert store.load(again)["sections"]["phase"].shape[0] == 3
+
+
+def test_one_slice_with_refined_positions_and_a_mixed_probe(experiment_file):
+    changes = {
+        "method": {"name": "singleslice", "iterations": 4}, "refine": ["positions", "background"],
+        "object": {"probe_states": 2, "batch": 9, "rule": "lsqml"},
+        "geometry.background": 0.01,
+    }  # fmt: skip
+    outcome = workflow.fit(*prepared(experiment_file, changes))
+    assert outcome.result.model.specimen.values.shape[:2] == (1, 1)
+    assert {r.parameter.name for r in outcome.refined} == {"positions", "background"}
+    assert fall(outcome.result.history["loss"]) > 0
+    start, found = outcome.dataset.scan.positions, outcome.result.model.scan.positions
+    assert 0 < float(jnp.abs(found - start).max()) < 1
+
+
+def test_a_probe_in_pixels_holds_the_lens(experiment_file):
+    changes = {"method": {"name": "multislice"}, "refine": ["C12"]}
+    with pytest.raises(ValueError, match="refine: C12 is part of a probe in pixels"):
+        workflow.fit(*prepared(experiment_file, changes))
+
+
 # --- representations, precision, number of scans -------------------------------------------------
 
 

@@ -70,13 +70,13 @@ class Detector(eqx.Module):
         """Expected counts where electrons arrive: blurred by the camera, over a background.
 
         Given the sum of all states, for a background belongs to a frame. Never negative where
-        `arriving` and `background` are not.
+        `arriving` is not: the background acts by its size.
         """
         if self.blur is not None:
             y, x = (point_spread(self.blur, n) for n in arriving.shape[-2:])
             blurred = jnp.einsum("...yx,xk->...yk", arriving, x, precision=EXACT)
             arriving = jnp.einsum("jy,...yk->...jk", y, blurred, precision=EXACT)
-        return arriving if self.background is None else arriving + self.background
+        return arriving if self.background is None else arriving + jnp.abs(self.background)
 
 
 def intensity(

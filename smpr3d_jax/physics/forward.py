@@ -99,8 +99,8 @@ class Scattering(eqx.Module):
             share = self.exposure[index]
             total, hit = total * share, hit * share[:, None]
         if camera.background is not None:
-            total = total + camera.background * math.prod(camera.shape)
-            hit = hit + camera.background
+            level = jnp.abs(camera.background)
+            total, hit = total + level * math.prod(camera.shape), hit + level
         return total, hit
 
     def mean(
