@@ -20,6 +20,7 @@ from smpr3d_jax.physics.fourier import ifft
 from smpr3d_jax.physics.optics import spectra
 
 from .foreign import PEERS, python_with, run
+from .test_interchange_recipes import compare, phaser_tree, ptyrad_tree, saved
 
 
 pytestmark = pytest.mark.slow
@@ -439,3 +440,56 @@ def test_probes_with_every_aberration(tmp_path, x64, peer):
         back = getattr(interchange, f"to_{peer}")(ours)
         again = into(**back) if peer == "phaser" else into(back)
         assert again == pytest.approx(ours)
+
+
+PLACES = {
+    "ptyrad": PTYRAD
+    + """
+    from ptyrad.init.initializer import Initializer
+    from ptyrad.params.parser import load_params
+
+    file, places = sys.argv[1:]
+    begun = Initializer(load_params(file)["init_params"], seed=0)
+    begun.init_all()
+    known = begun.init_variables
+    np.save(places, (known["crop_pos"] + known["probe_pos_shifts"]) * known["dx"])
+    """,
+    "phaser": PATTERNS
+    + """
+    import yaml
+    import jax
+    from phaser.execute import initialize_reconstruction
+    from phaser.observer import Observer
+    from phaser.plan import ReconsPlan
+
+    file, places = sys.argv[1:]
+    plan = ReconsPlan.from_data(yaml.safe_load(open(file)))
+    state = initialize_reconstruction(plan, override_observers=Observer()).state
+    np.save(places, np.asarray(state.scan.data).reshape(-1, 2))
+    """,
+}
+
+
+@pytest.mark.parametrize("peer, flips", [(p, f) for p in PLACES for f in [(1, 0, 0), (0, 1, 1)]])
+def test_positions_of_recipes(tmp_path, peer, flips):
+    data = tmp_path / "data.npy"
+    frames = np.random.default_rng(0).poisson(9.0, (15, 40, 40)).astype(np.float32)
+    np.save(data, frames if peer == "ptyrad" else frames.reshape(3, 5, 40, 40))
+    if peer == "ptyrad":
+        tree = ptyrad_tree(
+            meas_Npix=40, meas_params={"path": str(data)}, meas_flipT=[*flips],
+            pos_scan_step_size=2.0, pos_scan_affine=[1.5, 0, 25, 0], pos_scan_flipT=[0, 1, 1],
+            meas_calibration={"mode": "dx", "value": 0.2}, pos_scan_rand_std=None, pos_N_scans=15,
+        )  # fmt: skip
+        del tree["loss_params"]
+    else:
+        tree = phaser_tree(path=str(data), det_flips=[bool(f) for f in flips], det_shape=[40, 40])
+        tree["init"]["scan"] |= {"step_size": [2.5, 2.0]}
+        del tree["raw_data"]["key"]
+        solvers = {"object": {"type": "adam", "learning_rate": 0.1}}
+        none = {"regularizers": [], "group_constraints": [], "iter_constraints": []}
+        tree["engines"] = [one | none | {"solvers": solvers} for one in tree["engines"]]
+    file = saved(tmp_path / "run.yaml", tree)
+    run(python_of(peer), PLACES[peer], file, tmp_path / "places.npy")
+    found = interchange.read_recipe(file)
+    compare(found, flips, np.load(tmp_path / "places.npy"), tolerance=1e-4)
