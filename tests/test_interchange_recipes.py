@@ -200,7 +200,8 @@ def test_a_plan_of_phaser(tmp_path):
     [(None, [0]), ({"thicknesses": [3, 4]}, [3, 4]), ({"n": 2, "slice_thickness": 5}, [5, 5])],
 )
 def test_slices_of_phaser(tmp_path, slices, wanted):
-    tree = phaser_tree() | {"slices": {"n": 9, "slice_thickness": 1}}
+    tree = phaser_tree()
+    tree["slices"] = {"n": 9, "slice_thickness": 1}
     tree["engines"][-1] = tree["engines"][-1] | {"slices": slices, "bwlim_frac": None}
     if slices is None:
         tree["slices"] = None
