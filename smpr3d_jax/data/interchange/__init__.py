@@ -10,7 +10,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..counts import InputError
-from . import phaser as phaser, ptyrad as ptyrad, py4dstem as py4dstem
+from . import (
+    phaser as phaser,
+    phaser_plan as phaser_plan,
+    ptyrad as ptyrad,
+    ptyrad_params as ptyrad_params,
+    py4dstem as py4dstem,
+)
 from .aberrations import (
     from_phaser as from_phaser,
     from_ptyrad as from_ptyrad,
@@ -20,6 +26,7 @@ from .aberrations import (
     to_py4dstem as to_py4dstem,
 )
 from .forward import patterns as patterns
+from .recipe import load, Recipe as Recipe
 from .record import Exchange as Exchange
 
 
@@ -65,6 +72,29 @@ def write(path: str | os.PathLike, exchange: Exchange, format: str) -> None:
     """
     path = pathlib.Path(path)
     _format(path, format).write(path, exchange)
+
+
+RECIPES = {"ptyrad": ptyrad_params, "phaser": phaser_plan}
+
+
+def read_recipe(path: str | os.PathLike) -> Recipe:
+    """What a parameter file of PtyRAD or a plan of phaser says, in the keys of our experiment file.
+
+    **Raises:** InputError, with the file's name and the key in it, if it cannot be used.
+    """
+    path = pathlib.Path(path)
+    tree = load(path)
+    for one in RECIPES.values():
+        if one.recognises(tree):
+            try:
+                return one.read(path, tree)
+            except InputError as error:
+                named = str(path) in str(error)
+                raise error if named else InputError(f"{path}: {error}") from error
+    raise InputError(
+        f"{path}: has the keys {', '.join(map(str, tree))}; PtyRAD's parameters have "
+        "`init_params`, and phaser's plans `raw_data`."
+    )
 
 
 def _format(path: pathlib.Path, name: str) -> Format:

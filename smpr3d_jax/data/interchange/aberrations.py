@@ -115,10 +115,11 @@ def from_phaser(
         for order, value in _phaser_values(one):
             # e^(i m phi): real part times cos(m phi), imaginary part times sin(m phi).
             total[order] = total.get(order, 0j) + value * (-1) ** (int(order[0]) + 1)
-    found: dict[str, float] = {}
+    found = {"C10": total.pop("10").real}
     for order, value in total.items():
-        found |= {f"C{order}": value.real} if order[1] == "0" else _polar(order, value)
-    return {name: value for name, value in found.items() if value or name == "C10"}
+        round_ = order[1] == "0"
+        found |= ({f"C{order}": value.real} if value else {}) if round_ else _polar(order, value)
+    return found
 
 
 def _phaser_values(one: Mapping[str, Any]) -> Iterable[tuple[str, complex]]:
