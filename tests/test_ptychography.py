@@ -373,7 +373,7 @@ def test_what_constraints_promise(x64):
     assert float(jnp.abs(blurred).std()) < float(jnp.abs(noisy).std())
     loud = eqx.tree_at(
         lambda m: m.illumination.modes, model,
-        model.illumination.modes + jnp.asarray(rng.normal(size=(1, 2, *SHAPE))),
+        model.illumination.modes + jnp.asarray(rng.normal(size=(1, 2, *SHAPE)), complex),
     )  # fmt: skip
     power = jnp.abs(constraints.fixed_probe_intensity(loud).illumination.modes) ** 2
     np.testing.assert_allclose(power.sum(), DOSE)
