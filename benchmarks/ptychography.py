@@ -55,7 +55,7 @@ def script(folder: pathlib.Path, name: str, python: str, env: dict, *words: obje
 
 def problem(slices: int, states: int) -> tuple[sj.Scattering, Dataset, dict]:
     """The empty object that all start from, on the truth's pixels, and the counts."""
-    from bench_common import initial_modes, load_data
+    from bench_common import initial_modes, load_data  # type: ignore[import]
 
     d = load_data()
     n, energy, pixel = int(d["npix"]), float(d["energy_ev"]), float(d["pixel_ang"])
@@ -64,16 +64,16 @@ def problem(slices: int, states: int) -> tuple[sj.Scattering, Dataset, dict]:
     positions = (d["corner_px"] + n // 2) * pixel
     scan = Scan(jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32))
     grid, origin = field(positions, sj.Grid((n, n), (pixel, pixel)), 2)
-    origin = tuple(float(np.rint(o / pixel) * pixel) for o in origin)
+    y, x = (float(np.rint(o / pixel) * pixel) for o in origin)
     depths = np.arange(slices) * float(d["slice_thickness_ang"]) * int(d["n_slices"]) / slices
-    specimen = sj.empty_object(grid, origin, depths, "phase")
+    specimen = sj.empty_object(grid, (y, x), depths, "phase")
     dose = jnp.asarray([d["data"].sum(axis=(1, 2)).mean()], jnp.float32)
     modes = initial_modes(d["probe_init"], states) * np.sqrt(float(dose[0]))
     light = sj.Illumination(jnp.asarray(modes[None], jnp.complex64))
     model = sj.Scattering(optics, specimen, scan, detector, dose, illumination=light)
     counts = np.fft.ifftshift(d["data"], axes=(1, 2)).astype(np.uint16)
-    shape = tuple(int(v) for v in d["scan_shape"])
-    return sj.prepare(model), Dataset(Frames(jnp.asarray(counts)), scan, (shape,)), d
+    rows, columns = (int(v) for v in d["scan_shape"])
+    return sj.prepare(model), Dataset(Frames(jnp.asarray(counts)), scan, ((rows, columns),)), d
 
 
 def rules(slices: int, epochs: int, frames: int):
@@ -96,7 +96,7 @@ def epoch(slices: int, states: int):
 
 def quality(slices: int, states: int, epochs: int) -> dict:
     """A whole reconstruction, judged as the peers' are."""
-    from bench_common import save_recon
+    from bench_common import save_recon  # type: ignore[import]
 
     model, data, _ = problem(slices, states)
     loss, rule = sj.losses.objective(sj.losses.amplitude()), rules(slices, epochs, len(data))
@@ -125,7 +125,8 @@ def floor(folder: pathlib.Path, env: dict, count: int) -> Cost:
                             "--threads", threads)  # fmt: skip
     laps = [lap for one in found for lap in one["laps"]]
     if laps:
-        return Cost(*(count * min(lap[k] for lap in laps) for k in ("cpu", "wall")), None)
+        core, wall = (count * min(lap[k] for lap in laps) for k in ("cpu", "wall"))
+        return Cost(core, wall, None)
     waves = jnp.ones((BATCH, 128, 128), jnp.complex64)
     pair = jax.jit(lambda w: jax.lax.map(lambda u: jnp.fft.ifft2(jnp.fft.fft2(u)), w))
     return measure({"jax": Case(lambda: pair(waves), count / (2 * BATCH))}, 5)["jax"]
@@ -142,8 +143,8 @@ def peers(folder: pathlib.Path, env: dict, slices: int, states: int, epochs: int
                  "--tag", "_bench")  # fmt: skip
         for said in script(folder, f"w3_{peer}.py", str(python), env, *words):
             laps = said["laps"]
-            least = (min(lap[k] for lap in laps) for k in ("cpu", "wall"))
-            costs[said["peer"]] = Cost(*least, said["peak_rss_mb"])
+            core, wall = (min(lap[k] for lap in laps) for k in ("cpu", "wall"))
+            costs[said["peer"]] = Cost(core, wall, said["peak_rss_mb"])
             kept.append(said["config"])
     return costs, kept
 

@@ -56,6 +56,7 @@ from .inverse import (
 )
 from .inverse.brightfield import bright_field as bright_field, BrightField as BrightField
 from .inverse.epochs import reconstruct_in_epochs as reconstruct_in_epochs
+from .inverse.exchange import exchange_of as exchange_of, model_of as model_of
 from .inverse.parallax import parallax as parallax
 from .inverse.rasters import Raster as Raster, raster_of as raster_of
 from .inverse.reconstruction import (

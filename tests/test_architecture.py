@@ -24,7 +24,7 @@ INSIDE = {
     "smatrix windows beamlets passage layers crossing ptychography detector sparse forward "
     "simulation",
     "inverse": "losses priors penalties updates batches reconstruction constraints pie epochs "
-    "refinement sections structure fisher uncertainty transfer sampling design planning "
+    "exchange refinement sections structure fisher uncertainty transfer sampling design planning "
     "rasters virtual dpc brightfield unfolding parallax ssb wigner seeds",
     "report": "store volumes figures refined planned page pictures calibration",
 }

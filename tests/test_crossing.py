@@ -1,5 +1,7 @@
 """Waves through slices: against a loop over frames and slices, forwards and backwards."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,16 +17,18 @@ Y, X = 6, 8
 FRAMES = 5
 ROW = np.array([0, 2, 1, 2, 2], np.int32)
 CORNER = np.random.default_rng(0).integers(0, 7, (FRAMES, 2)).astype(np.int32)
+PLACES = (jnp.asarray(ROW), jnp.asarray(CORNER))
 
 
-def operands(slices, states, swaying):
+def operands(slices, states, swaying) -> Any:
     """Waves, plates, propagators and, if asked for, each frame's own factors of these."""
     sway = None
     if swaying:
         shapes = ((FRAMES, slices - 1, Y), (FRAMES, slices - 1, X))
         sway = crossing.Sway(*(jnp.asarray(random_complex(i, s)) for i, s in enumerate(shapes)))
     shapes = ((3, states, Y, X), (slices, 14, 15), (slices - 1, Y, X))
-    return *(jnp.asarray(random_complex(3 + i, s)) for i, s in enumerate(shapes)), sway
+    waves, plates, steps = (jnp.asarray(random_complex(3 + i, s)) for i, s in enumerate(shapes))
+    return waves, plates, steps, sway
 
 
 def in_words(waves, plates, steps, sway):
@@ -56,7 +60,7 @@ def test_waves_and_their_cotangents(x64, slices, states, swaying, keep):
     given = operands(slices, states, swaying)
     coming = jnp.asarray(random_complex(9, (FRAMES, states, Y, X)))
     truth, pull = jax.vjp(in_words, *given)
-    ours = lambda *a: crossing.through_slices(*a, jnp.asarray(ROW), jnp.asarray(CORNER), keep)
+    ours = lambda w, p, h, s: crossing.through_slices(w, p, h, s, *PLACES, keep)
     found, back = jax.vjp(ours, *given)
     require_same(found, truth)
     require_same(back(coming), pull(coming))
@@ -78,7 +82,7 @@ def test_both_orders_of_the_loops(x64, alone, keep):
 
 def test_only_what_is_asked_for_is_differentiated(x64):
     given = operands(3, 1, False)
-    ours = lambda *a: crossing.through_slices(*a, jnp.asarray(ROW), jnp.asarray(CORNER))
+    ours = lambda w, p, h, s: crossing.through_slices(w, p, h, s, *PLACES)
     coming = jnp.asarray(random_complex(9, (FRAMES, 1, Y, X)))
     whole = jax.vjp(ours, *given)[1](coming)
     for at in range(3):
@@ -98,9 +102,9 @@ def test_there_and_back_in_one_loop(x64, slices, states, swaying):
     counts, shares = rng.poisson(4, (FRAMES, Y, X)), jnp.asarray(rng.uniform(0.5, 1, FRAMES))
     given, floor = operands(slices, states, swaying), jnp.asarray(0.3)
 
-    def ours(floor, shares, *given):
+    def ours(floor, shares, waves, plates, steps, sway):
         own = (jnp.asarray(counts, float), shares)
-        return crossing.mean_seen(see, floor, *given, jnp.asarray(ROW), jnp.asarray(CORNER), own)
+        return crossing.mean_seen(see, floor, waves, plates, steps, sway, *PLACES, own)
 
     def truth(floor, shares, *given):
         waves = in_words(*given)
@@ -121,19 +125,19 @@ def test_there_and_back_in_one_loop(x64, slices, states, swaying):
 
 
 def test_what_a_frame_is_seen_with_may_close_over_what_moves(x64):
-    given, rest = operands(2, 1, False), (jnp.asarray(ROW), jnp.asarray(CORNER))
+    waves, plates, steps, _ = operands(2, 1, False)
     own = jnp.ones((FRAMES, Y, X))
 
     def mean(level):
         look = lambda _, wave, own: jnp.sum(own * jnp.abs(wave[0]) ** 2) * level
-        return crossing.mean_seen(look, None, *given, *rest, own)
+        return crossing.mean_seen(look, None, waves, plates, steps, None, *PLACES, own)
 
     np.testing.assert_allclose(jax.grad(mean)(2.0), mean(1.0), rtol=1e-12)
 
 
 def test_single_precision_stays_single():
     given = jax.tree.map(lambda a: jnp.asarray(a, jnp.complex64), operands(3, 2, True))
-    ours = lambda *a: crossing.through_slices(*a, jnp.asarray(ROW), jnp.asarray(CORNER))
+    ours = lambda w, p, h, s: crossing.through_slices(w, p, h, s, *PLACES)
     found, back = jax.vjp(ours, *given)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((found, back(jnp.ones_like(found))))}
     assert kinds == {jnp.dtype(jnp.complex64)}

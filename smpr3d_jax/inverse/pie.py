@@ -70,6 +70,12 @@ def _object(model) -> ObjectSlices:
     return model.specimen
 
 
+def _told(model: Scattering | None, index: Array | None) -> tuple[Scattering, Array]:
+    if model is None or index is None:
+        raise ValueError("`pie`: `update` wants the keywords `model` and `index` of the batch.")
+    return model, index
+
+
 def scale_by_light(noise: Noise, alpha: float = 0.1) -> optax.GradientTransformationExtraArgs:
     """The preconditioned step of leaf `specimen.values`; see the module.
 
@@ -80,6 +86,7 @@ def scale_by_light(noise: Noise, alpha: float = 0.1) -> optax.GradientTransforma
     bend = curvature(noise)
 
     def update(updates, state, params=None, *, model=None, index=None, **_):
+        model, index = _told(model, index)
         specimen = _object(model)
         light = lit(model, index)
         most = jnp.max(light, axis=(1, 2), keepdims=True)
@@ -97,6 +104,7 @@ def scale_by_frames(noise: Noise) -> optax.GradientTransformationExtraArgs:
     bend = curvature(noise)
 
     def update(updates, state, params=None, *, model=None, index=None, **_):
+        model, index = _told(model, index)
         scans = model.dose.shape[0]
         frames = jnp.zeros(scans, model.dose.dtype).at[model.scan.series[index]].add(1)
         size = jnp.maximum(frames, 1)[:, None, None, None] * (bend / index.shape[0])

@@ -293,6 +293,12 @@ def _see(see, given, wave, own):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _mean_seen(see, keep, given, waves, plates, steps, sway, own, fixed):
+    return _plain_mean(see, keep, (given, waves, plates, steps, sway, own), fixed)
+
+
+def _plain_mean(see, keep, free, fixed):
+    """The mean by one after the other, which is derivable."""
+    given, waves, plates, steps, sway, own = free
     more, others, row, corner = fixed
     leave = through_slices(waves, plates, steps, sway, row, corner, keep)
     look = lambda wave, own, other: see((given, more), wave, (own, other))
@@ -308,10 +314,8 @@ def _mean_seen_forward(see, keep, *operands):
     wanted = _Wanted(waves, plates, steps or sway)
     operands = jax.tree.map(lambda p: p.value, operands, is_leaf=_is_primal)
     *free, fixed = operands
-    derived = lambda *free: jax.value_and_grad(
-        lambda free: _mean_seen.__wrapped__(see, keep, *free, fixed), allow_int=True
-    )(free)
-    there_and_back = lambda *free: _there_and_back(see, wanted, *free, fixed)
+    derived = lambda *free: jax.value_and_grad(partial(_plain_mean, see, keep))(free, fixed)
+    there_and_back = lambda *free: _there_and_back(see, wanted, free, fixed)
     return jax.lax.platform_dependent(*free, cpu=there_and_back, default=derived)
 
 
@@ -324,8 +328,9 @@ def _mean_seen_reverse(see, keep, slopes, cotangent):
 _mean_seen.defvjp(_mean_seen_forward, _mean_seen_reverse, symbolic_zeros=True)
 
 
-def _there_and_back(see, wanted, given, waves, plates, steps, sway, own, fixed):
+def _there_and_back(see, wanted, free, fixed):
     """The mean, and its slopes (as JAX's reverse pass has them), frame after frame."""
+    given, waves, plates, steps, sway, own = free
     more, others, row, corner = fixed
     share = 1 / row.shape[0]
 
