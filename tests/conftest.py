@@ -1,4 +1,9 @@
-"""Strict JAX for every test: no silent promotion, two CPU devices, nothing compiled twice."""
+"""Strict JAX for every test: no silent promotion, two CPU devices, nothing compiled twice.
+
+More than half of the time of the fast tests would be that of the compiler: they are compiled with
+little effort, which leaves the arithmetic as it is written. The slow ones are compiled as users
+have it, and so are all with any XLA_FLAGS of your own, such as an empty one.
+"""
 
 import os
 import tempfile
@@ -7,6 +12,7 @@ import jax
 import pytest
 
 
+LITTLE_EFFORT = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # The first process makes the folder; the workers and the kernels of notebooks inherit its name.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="smpr3d_jax_compiled_")
@@ -20,7 +26,9 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 
 def pytest_configure(config):
-    """What another process is just writing is compiled again."""
+    """Little effort for the fast tests; what another process is just writing is compiled again."""
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", LITTLE_EFFORT)
     unread = "ignore:Error (reading|writing) persistent compilation cache entry"
     config.addinivalue_line("filterwarnings", unread)
 

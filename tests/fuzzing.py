@@ -146,26 +146,28 @@ def survive(work: dict[str, Any]) -> Iterator[dict[str, Any]]:
         path, hints = EXAMPLES[work["format"]](folder / "whole")
         assert outcome(path, hints) == "read"
         parts = sorted(p for p in (folder / "whole").rglob("*") if p.is_file())
+        damaged = pathlib.Path(shutil.copytree(folder / "whole", folder / "damaged"))
         _limit_memory()
         signal.signal(signal.SIGPROF, _too_long)
         for i in range(work["first"], work["first"] + work["count"]):
             rng = np.random.default_rng((work["seed"], i))
             part = parts[rng.integers(len(parts))].relative_to(folder / "whole")
-            shutil.copytree(folder / "whole", folder / "damaged")
             data = (folder / "whole" / part).read_bytes()
-            (folder / "damaged" / part).write_bytes(mutant(data, rng))
+            # Under a new name, as what is known of a file is kept as long as it seems the same.
+            damaged = damaged.rename(folder / str(i))
+            (damaged / part).write_bytes(mutant(data, rng))
             yield {"began": i}
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             # A loop inside a library in C is left by no signal: the process ends and says where.
             faulthandler.dump_traceback_later(PATIENCE, exit=True)
             try:
-                result = outcome(folder / "damaged" / path.relative_to(folder / "whole"), hints)
+                result = outcome(damaged / path.relative_to(folder / "whole"), hints)
             except BaseException:
                 result = traceback.format_exc()
             signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
             yield {"mutant": i, "file": str(part), "result": result}
-            shutil.rmtree(folder / "damaged")
+            (damaged / part).write_bytes(data)
 
 
 def _limit_memory() -> None:
