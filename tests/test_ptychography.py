@@ -1,6 +1,7 @@
 """Objects in slices: frames against numpy, whatever lights them, and reconstructions of truth."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax

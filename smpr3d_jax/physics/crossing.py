@@ -337,23 +337,24 @@ def _there_and_back(see, wanted, free, fixed):
     def frame(totals, frame):
         row, corner, sway, own, other = frame
         corner, sway = jax.tree.map(lambda a: a[None], (corner, sway))
-        cross = lambda wave: _cross(wave[None, None], plates, steps, sway, corner)
-        leave, before = jax.lax.map(cross, waves[row])
+        # One loop a state: stacking what lies between the slices would copy all of it.
+        ways = [_cross(wave[None, None], plates, steps, sway, corner) for wave in waves[row]]
+        leave = jnp.stack([wave[0, 0] for wave, _ in ways])
         look = lambda given, wave, own: see((given, more), wave, (own, other))
-        value, pull = jax.vjp(look, given, leave[:, 0, 0], own)
+        value, pull = jax.vjp(look, given, leave, own)
         to_given, coming, to_own = pull(jnp.full_like(value, share))
 
-        def back(totals, state):
-            coming, *totals, to_sway = _back(
-                wanted, state[0][None, None], state[1], plates, steps, sway, corner, *totals
-            )
-            return tuple(totals), (coming[0, 0], to_sway)
-
         mean, to_given_all, to_waves, *field = totals
-        field, (coming, to_sway) = jax.lax.scan(back, tuple(field), (coming, before))
+        entering, swaying = [], []
+        for wave, (_, before) in zip(coming, ways, strict=True):
+            wave, *field, to_sway = _back(
+                wanted, wave[None, None], before, plates, steps, sway, corner, *field
+            )
+            entering.append(wave[0, 0])
+            swaying.append(to_sway)
+        coming, to_sway = jnp.stack(entering), jax.tree.map(lambda *a: sum(a)[0], *swaying)
         to_waves = to_waves.at[row].add(coming) if wanted.waves else to_waves
         to_given = jax.tree.map(jnp.add, to_given_all, to_given)
-        to_sway = jax.tree.map(lambda a: jnp.sum(a, axis=(0, 1)), to_sway)
         return (mean + share * value, to_given, to_waves, *field), (to_sway, to_own)
 
     real = jnp.zeros((), jnp.finfo(waves.dtype).dtype)
