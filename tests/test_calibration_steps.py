@@ -96,8 +96,8 @@ def crystal(step=TRUE, noise=1.0, seed=0):
 @pytest.mark.parametrize("where", ["outside the disc", "bright field", "centre of mass"])
 @pytest.mark.parametrize("nominal", [(0.4, 0.4), None])
 def test_the_step_from_the_image_that_shows_the_lattice(where, nominal):
-    of = dict.fromkeys(("outside the disc", "bright field", "centre of mass"), noisy())
-    of[where] = crystal()
+    names = ("outside the disc", "bright field", "centre of mass")
+    of = {name: crystal() if name == where else noisy() for name in names}
     com = np.stack([of["centre of mass"], noisy(3)], -1)
     found, notes = step_of(
         [signals(of["outside the disc"], of["bright field"], com)], SPACING, nominal
