@@ -1,6 +1,11 @@
 """The public names, each once; `__init__.py` imports the module of one when it is asked for."""
 
-from .app import experiment as experiment, outputs as outputs, workflow as workflow
+from .app import (
+    calibration_page as calibration_page,
+    experiment as experiment,
+    outputs as outputs,
+    workflow as workflow,
+)
 from .app.calibrate import calibrate as calibrate, Calibration as Calibration
 from .app.simulate import (
     Acquisition as Acquisition,
@@ -10,6 +15,7 @@ from .app.simulate import (
     write_series as write_series,
 )
 from .data import (
+    calibration as calibration,
     electrons as electrons,
     interchange as interchange,
     preprocess as preprocess,

@@ -2,17 +2,20 @@
 
 import json
 import pathlib
+import re
 
+import jax
 import numpy as np
 import pytest
 
+import smpr3d_jax as sj
 from smpr3d_jax.app import calibration_page, workflow
 from smpr3d_jax.app.calibrate import calibrate
 from smpr3d_jax.app.experiment import load
 from smpr3d_jax.data.counts import InputError
 from smpr3d_jax.data.readers import read
 
-from . import tiny
+from . import scenes, tiny
 from .helpers import shared_data
 
 
@@ -42,7 +45,10 @@ def test_the_real_scan_from_its_nominal_settings(tmp_path):
         assert center == pytest.approx(index.mean(), abs=0.3)
     assert workflow.prepare(found).sources
     page = (tmp_path / "new_calibration.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 4 and "nominal semi-angle" in page
+    assert page.count("data:image/png") == 5 and "nominal semi-angle" in page
+    # Whole numbers, but an electron lights up several pixels: nothing is divided.
+    assert found.preprocess.counts_per_electron is None and "in several pixels" in answer.output
+    assert "counts/Å² a scan; about" in answer.output and found.method.loss == "poisson"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +123,85 @@ def test_events_and_a_misaligned_microscope(data):
         assert found.aberrations["C12"] == pytest.approx(30, abs=5)
         assert found.aberrations["phi12"] == pytest.approx(np.pi / 2 - 0.6, abs=0.1)
         assert found.aberrations["C21"] == pytest.approx(300, abs=100)
+
+
+STEP, GAIN, SPACING = 0.93, 12.5, 3.0
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    """Counts (30, 34, ky, kx) of a crystal with something else on it, at 6000 electrons a frame."""
+    y, x = np.indices(scenes.CELL.shape) * np.reshape(scenes.CELL.sampling, (2, 1, 1))
+    planes = np.cos(2 * np.pi * y / SPACING) + np.cos(2 * np.pi * x / SPACING)
+    phase = 0.15 * planes + scenes.waves(0.25, 0.08)
+    optics = sj.focal_series(scenes.ENERGY, scenes.SEMIANGLE, defocus=[50.0])
+    data = scenes.scanned(
+        scenes.slices([phase]), optics, (30, 34), sj.raster((30, 34), (STEP, STEP), 0.5), (40, 44),
+        6000.0, jax.random.key(0),
+    )  # fmt: skip
+    frames = np.asarray(data.counts.dense())
+    return np.fft.fftshift(frames, axes=(1, 2)).reshape(30, 34, 40, 44)
+
+
+def calibrated(folder, *options):
+    """The answer of `calibrate` for one file with what is known of the crystal's scan."""
+    known = ("--energy", scenes.ENERGY, "--semiangle", scenes.SEMIANGLE, "--defocus", 50)
+    file = folder / "new.yaml"
+    return tiny.smpr3d("calibrate", folder / "scan.npy", *known, *options, "-o", file), file
+
+
+def test_an_integrating_camera_and_a_known_lattice(crystal, tmp_path):
+    """Neither the counts of an electron nor the scan step are given, and `run` takes the file."""
+    noise = np.random.default_rng(0).normal(0, 0.6, crystal.shape)
+    np.save(tmp_path / "scan.npy", (GAIN * crystal + noise).astype(np.float32))
+    answer, file = calibrated(tmp_path, "--lattice", SPACING)
+    assert answer.exit_code == 0, answer.output
+    found = load(file)
+    assert found.preprocess.counts_per_electron == pytest.approx(GAIN, rel=1e-3)
+    assert found.geometry.scan_step == pytest.approx((STEP, STEP), rel=5e-3)
+    assert away(found.geometry.rotation_deg, np.degrees(0.5)) < 2
+    assert found.scans[0].defocus == pytest.approx(50, abs=15)
+    prepared = workflow.prepare(found)
+    data = workflow.load(prepared)
+    frames = np.fft.fftshift(np.asarray(data.counts.dense()), axes=(1, 2))
+    np.testing.assert_array_equal(frames, crystal.reshape(-1, 40, 44))
+    page = (tmp_path / "new_calibration.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 5 and "Lattice" in page
+    dose, area = crystal.sum((2, 3)).mean(), crystal.sum((2, 3)).mean() / STEP**2
+    told = re.search(r"dose (\S+) ± \S+ electrons a frame, (\S+) ± \S+ electrons/Å²", answer.output)
+    assert told and float(told[1]) == pytest.approx(dose, rel=1e-3)
+    assert float(told[2]) == pytest.approx(area, rel=0.01)
+    assert "counts per electron" in answer.output and "from the lattice" in answer.output
+    assert "from the lattice" in file.read_text(encoding="utf-8")
+
+
+def test_steps_and_counts_that_are_given(crystal, tmp_path):
+    np.save(tmp_path / "scan.npy", crystal.astype(np.uint16))
+    answer, file = calibrated(tmp_path, "--scan-step", STEP)
+    assert answer.exit_code == 0, answer.output
+    assert "counts are electrons" in answer.output
+    assert "preprocess" not in file.read_text(encoding="utf-8")
+    answer, file = calibrated(tmp_path, "--scan-step", 0.88, "--lattice", SPACING)
+    assert answer.exit_code == 0 and "which is used, not the 0.88 Å given" in answer.output
+    assert load(file).geometry.scan_step == pytest.approx((STEP, STEP), rel=5e-3)
+    for options, message in (
+        (("--scan-step", STEP, "--lattice", 4.1), r"--lattice\): No peak of a lattice of 4.1 Å"),
+        (("--scan-step", STEP, "--counts-per-electron", 7), "make no whole electrons"),
+        ((), "--scan-step or --lattice"),
+    ):
+        answer = calibrated(tmp_path, *options)[0]
+        assert answer.exit_code == 2 and re.search(message, answer.output.replace("\n", " "))
+
+
+def test_frames_whose_electrons_are_lost_in_noise(crystal, tmp_path):
+    """The experiment compares amplitudes then, and runs."""
+    noise = np.abs(np.random.default_rng(0).normal(0, 6, crystal.shape))
+    np.save(tmp_path / "scan.npy", (GAIN * crystal + noise).astype(np.float32))
+    answer, file = calibrated(tmp_path, "--scan-step", STEP)
+    assert answer.exit_code == 0 and "what an electron is worth is not clear" in answer.output
+    found = load(file)
+    assert found.method.loss == "amplitude" and found.preprocess.counts_per_electron is None
+    assert workflow.prepare(found).sources
 
 
 def test_what_nobody_says_is_asked_for(tmp_path):

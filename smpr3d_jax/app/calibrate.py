@@ -1,7 +1,8 @@
 """From data files and a rough idea of the settings to an experiment that `run` takes.
 
-Stages: what the files say, the disc, one pass for the signals, the rotation from the curl, the
-lens from the bright-field images, the displacements as a check, and the experiment that follows.
+Stages: what the files say, what an electron is worth, the disc, one pass for the signals, the scan
+step where a lattice is known, the rotation from the curl, the lens from the bright-field images,
+the displacements as a check, and the experiment that follows.
 Lengths Å, angles mrad, energies eV.
 """
 
@@ -32,6 +33,8 @@ from ..data.calibration import (
 from ..data.counts import InputError
 from ..data.readers import check_series, read, Source, Survey, survey
 from ..physics.optics import polar, wavelength
+from .calibration_notes import about_discs, about_lens
+from .calibration_steps import Electrons, electrons_of, Step, step_of
 from .experiment import Experiment, from_mapping
 
 
@@ -43,7 +46,10 @@ SHIFTED = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What the user, or else the files, say: `pixel` and `semiangle` may be missing, not both."""
+    """What the user, or else the files, say: `pixel` and `semiangle` may be missing, not both.
+
+    `scan_step` is not a number until it has been measured, where nobody says it.
+    """
 
     energy: float
     scan_step: tuple[float, float]
@@ -58,6 +64,7 @@ class Known:
 class Calibration:
     """Everything that was measured, and the experiment that follows from it.
 
+    `sources` are in electrons, if `electrons` says so; `step` is None unless it was measured.
     `title` and `hints` (those of `read`) are for the experiment file.
     """
 
@@ -74,6 +81,8 @@ class Calibration:
     defoci: tuple[float, ...]
     aberrations: dict[str, float]
     notes: tuple[str, ...]
+    electrons: Electrons
+    step: Step | None = None
     title: str = ""
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -84,9 +93,29 @@ class Calibration:
         return float(y), float(x)
 
     @property
+    def dose(self) -> tuple[float, float]:
+        """Counts of a mean frame, of all scans, and its standard error."""
+        each = np.concatenate([seen.electrons for seen in self.surveys])
+        return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+
+    @property
+    def dose_per_area(self) -> tuple[float, float]:
+        """Counts per Å² of a scan, and its standard error: that of the dose and of the step."""
+        (dose, error), area = self.dose, math.prod(self.known.scan_step)
+        parts = [error / max(dose, 1e-30)]
+        if self.step is not None:
+            parts += [s / d for s, d in zip(self.step.sigma, self.step.step, strict=True)]
+        return dose / area, dose / area * math.hypot(*parts)
+
+    @property
     def content(self) -> dict[str, Any]:
         """What an experiment file says of it, in nested dictionaries."""
-        step = self.known.scan_step
+        step = [_short(d) for d in self.known.scan_step]
+        extra: dict[str, Any] = {}
+        if self.electrons.divided_by is not None:
+            extra["preprocess"] = {"counts_per_electron": _short(self.electrons.divided_by)}
+        if not self.electrons.sure and not self.electrons.charge.whole:
+            extra["method"] = {"loss": "amplitude"}
         return {
             "title": self.title or self.sources[0].path.stem,
             "beam": {
@@ -96,13 +125,13 @@ class Calibration:
             },
             "scans": _scans(self),
             "geometry": {
-                "scan_step": step[0] if step[0] == step[1] else list(step),
+                "scan_step": step[0] if step[0] == step[1] else step,
                 "rotation_deg": _short(math.degrees(float(self.lens.lens.rotation)) % 360),
                 "transpose": bool(self.lens.transpose),
                 "detector_pixel_mrad": _short(self.pixel, 6),
                 "center": [_short(c) for c in self.center],
             },
-        }
+        } | extra
 
     @property
     def experiment(self) -> Experiment:
@@ -130,7 +159,9 @@ def calibrate(
     energy: float | int | None = None,
     semiangle: float | int | None = None,
     scan_step: float | int | tuple[float, float] | None = None,
+    lattice: float | int | None = None,
     detector_pixel: float | int | None = None,
+    counts_per_electron: float | int | None = None,
     defoci: Sequence[float | int] | None = None,
     rotation_deg: float | int | None = None,
     transpose: bool | None = None,
@@ -140,8 +171,11 @@ def calibrate(
 ) -> Calibration:
     """Measure centre, camera length, rotation, defoci and aberrations of the scans of a series.
 
-    What is given wins over what the files say. `defoci`: nominal ones, which decide the sign and
-    say where z = 0 lies; without them z = 0 is the middle of the specimen as the scans see it.
+    What is given wins over what the files say. `lattice`: a spacing (Å) of a crystal in the images,
+    from which the scan step is measured; `scan_step` then says which peaks are meant, and is
+    compared. `counts_per_electron`: else found from the frames. `defoci`: nominal ones, which
+    decide the sign and say where z = 0 lies; without them, and if the files do not say any, z = 0
+    is the middle of the specimen as the scans see it.
     `order`: radial order of the aberrations that are fitted. `hints` are those of `read`.
 
     **Raises:** InputError for files that do not belong together, and for numbers that nobody says.
@@ -151,39 +185,57 @@ def calibrate(
     if defoci is not None and len(defoci) != len(sources):
         raise InputError(f"{len(defoci)} nominal defoci for {len(sources)} scans; give one a scan.")
     said = _said(sources)
+    defoci = defoci if defoci is not None else said.get("defocus_A")
     known = _known(
-        sources, said, energy, semiangle, scan_step, detector_pixel, defoci, rotation_deg, transpose
+        sources, said, energy, semiangle, scan_step, detector_pixel, defoci, rotation_deg,
+        transpose, lattice is not None,
+    )  # fmt: skip
+    sources, electrons, told = electrons_of(
+        sources, counts_per_electron, said.get("counts_per_electron")
     )
+    notes += told
     surveys = tuple(survey(source) for source in sources)
     discs = tuple(
         find_disc(seen.pattern, source.mask) for seen, source in zip(surveys, sources, strict=True)
     )
     radius = float(np.mean([disc.radius for disc in discs]))
     pixel, measured, told = _camera(known, radius)
-    notes += told + _about_discs(discs)
+    notes += told + about_discs(discs)
     signals = tuple(
         gather_signals(source, disc.center, radius, source.mask)
         for source, disc in zip(sources, discs, strict=True)
     )
+    step = None
+    if lattice is not None:
+        nominal = None if math.isnan(known.scan_step[0]) else known.scan_step
+        step, told = step_of(signals, float(lattice), nominal)
+        known, notes = dataclasses.replace(known, scan_step=step.step), notes + told
     orientations = tuple(find_orientation(one.com, known.scan_step) for one in signals)
     data = overlaps(signals, known.scan_step, known.energy, measured, pixel)
     field = min(n * d for n, d in zip(sources[0].scan_shape, known.scan_step, strict=True))
     lens = fit_lens(data, field, order, known.rotation, known.transpose, known.defoci)
     shifts = _displacements(signals, known, pixel, measured, lens)
     found = _z_zero(-np.asarray(lens.lens.aberrations["C10"], float), known.defoci)
-    notes += _about_lens(lens, orientations, known, shifts, measured, found)
+    notes += about_lens(lens, orientations, known, shifts, measured, found)
     return Calibration(
         sources, surveys, known, discs, pixel, measured, signals, orientations, lens, shifts,
         tuple(float(f) for f in found), _aberrations(lens), tuple(dict.fromkeys(notes)),
-        title or "", hints or {},
+        electrons, step, title or "", hints or {},
     )  # fmt: skip
 
 
 def _said(sources: Sequence[Source]) -> dict[str, Any]:
-    """What the files agree upon, the first one's word where they differ by less than 1 %."""
+    """What the files agree upon, the first one's word where they differ by less than 1 %.
+
+    Each scan has its own defocus; together they are said if all of them are.
+    """
     facts: dict[str, Any] = {}
+    if all("defocus_A" in source.facts for source in sources):
+        facts["defocus_A"] = [float(source.facts["defocus_A"]) for source in sources]
     for source in sources:
         for name, value in source.facts.items():
+            if name in ("defocus_A", "exposure_s"):
+                continue
             first = facts.setdefault(name, value)
             if not np.allclose(np.asarray(first, float), np.asarray(value, float), rtol=0.01):
                 raise InputError(
@@ -194,9 +246,21 @@ def _said(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _known(
-    sources, said, energy, semiangle, scan_step, detector_pixel, defoci, rotation_deg, transpose
+    sources,
+    said,
+    energy,
+    semiangle,
+    scan_step,
+    detector_pixel,
+    defoci,
+    rotation_deg,
+    transpose,
+    measured,
 ) -> Known:
-    """What was given, completed by what the files say; complains about all that is missing."""
+    """What was given, completed by what the files say; complains about all that is missing.
+
+    The scan step may be missing where it will be `measured`.
+    """
     energy = energy if energy is not None else said.get("energy_ev")
     step = scan_step if scan_step is not None else said.get("scan_step_A")
     pixel = detector_pixel if detector_pixel is not None else said.get("detector_pixel_mrad")
@@ -207,7 +271,7 @@ def _known(
         f"{name} ({option})"
         for name, option, value in (
             ("the energy", "--energy, eV", energy),
-            ("the scan step", "--scan-step, Å", step),
+            ("the scan step", "--scan-step or --lattice, Å", 0 if measured else step),
             ("the semi-angle or the detector pixel", "--semiangle or --detector-pixel, mrad",
              semiangle if semiangle is not None else pixel),
         )
@@ -217,7 +281,8 @@ def _known(
         raise InputError(
             f"{sources[0].path}: does not say, and nobody else does: {'; '.join(missing)}."
         )
-    assert energy is not None and step is not None
+    assert energy is not None
+    step = math.nan if step is None else step
     steps = (step, step) if isinstance(step, int | float) else (float(step[0]), float(step[1]))
     return Known(
         float(energy), (float(steps[0]), float(steps[1])),
@@ -284,67 +349,6 @@ def _aberrations(lens: LensFit) -> dict[str, float]:
         if size > SIGNIFICANT * error:
             kept[name] = float(values[name][0])
     return {name: float(value) for name, value in polar(kept).items()}
-
-
-def _about_discs(discs: Sequence[Disc]) -> list[str]:
-    notes = []
-    radii = [disc.radius for disc in discs]
-    if max(radii) - min(radii) > 0.02 * max(radii):
-        notes.append(
-            f"the discs differ in radius, {min(radii):.2f} to {max(radii):.2f} pixels: was the "
-            "camera length or the aperture changed between the scans?"
-        )
-    apart = np.ptp([disc.center for disc in discs], axis=0)
-    if apart.max() > 0.5:
-        notes.append(
-            f"the discs' centres differ by {apart[0]:.2f}, {apart[1]:.2f} pixels; an experiment "
-            "has one centre: centre the scans first, or calibrate them one by one"
-        )
-    distortion = float(np.mean([math.hypot(*disc.ellipse) for disc in discs]))
-    if distortion > 0.01:
-        notes.append(
-            f"the disc is elliptical by ±{100 * distortion:.1f} %: a distortion of the "
-            "camera, which the model knows only as astigmatism"
-        )
-    return notes
-
-
-def _about_lens(lens: LensFit, orientations, known, shifts, semiangle, defoci) -> list[str]:
-    """What a reader of the calibration should not miss."""
-    notes = []
-    if lens.explains < 0.05:
-        notes.append(
-            f"the fit explains {100 * lens.explains:.1f} % of the bright-field images only; look "
-            "at the pictures before you trust rotation and defocus"
-        )
-    if lens.other > 0.9:
-        notes.append(
-            f"the other transposition fits {100 * lens.other:.0f} % as well; give --transpose or "
-            "--no-transpose"
-        )
-    if lens.decided == "phase and lost electrons" and abs(lens.sign) < 0.1:
-        notes.append(
-            "the sign of the defocus is not certain (rotation plus 180° with the opposite defocus "
-            "fits as well); give the nominal --defocus"
-        )
-    surest = min(orientations, key=lambda found: found.sigma)
-    turned = float(lens.lens.rotation) - surest.rotation
-    turned = (turned + math.pi / 2) % math.pi - math.pi / 2
-    if surest.curl < 0.2 and (
-        surest.transpose != lens.transpose or abs(turned) > 4 * surest.sigma + math.radians(2)
-    ):
-        notes.append(
-            f"the curl of the centre of mass says {math.degrees(surest.rotation):.1f} ± "
-            f"{math.degrees(surest.sigma):.1f}° (modulo 180°), transpose: {surest.transpose}, "
-            "which is not what the bright-field images say"
-        )
-    for pair, defocus in zip(shifts, defoci, strict=True):
-        if pair is not None and abs(abs(pair[1].defocus) / abs(defocus) - 1) > 0.1:
-            notes.append(
-                f"from displacements alone the defocus is {abs(pair[1].defocus):.4g} Å, not "
-                f"{abs(defocus):.4g}"
-            )
-    return notes
 
 
 def _short(value: float, digits: int = 5) -> float:

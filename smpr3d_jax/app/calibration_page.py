@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from ruamel.yaml import YAML
 
+from ..data.calibration import power_spectrum
 from ..inverse import dpc
 from ..inverse.brightfield import BrightField
 from ..inverse.parallax import parallax
@@ -48,6 +49,7 @@ def experiment_text(found: Calibration, folder: pathlib.Path) -> str:
         f"#   rotation {math.degrees(float(sigma.rotation)):.2g}°, defoci "
         + ", ".join(f"{float(s):.2g}" for s in sigma.aberrations["C10"])
         + f" Å, centre {found.discs[0].center_sigma:.2g} pixels.",
+        f"#   {_step_words(found)}; {_electron_words(found)}.",
     ]
     errors += [f"# Note: {note}" for note in found.notes]
     return "\n".join(errors) + "\n" + text.getvalue()
@@ -70,6 +72,7 @@ def lines(found: Calibration) -> list[str]:
     defoci = ", ".join(f"{f:.5g} ± {s:.2g}" for f, s in zip(found.defoci, errors, strict=True))
     others = ", ".join(f"{name} {value:.4g}" for name, value in found.aberrations.items())
     return [
+        *_dose_lines(found),
         f"disc centre {found.center[0]:.2f}, {found.center[1]:.2f}; detector pixel "
         f"{found.pixel:.5g} mrad, semi-angle {found.semiangle:.4g} mrad",
         f"rotation {math.degrees(float(lens.rotation)) % 360:.2f} ± "
@@ -77,6 +80,42 @@ def lines(found: Calibration) -> list[str]:
         f"transposed; sign decided by {found.lens.decided}",
         f"defocus {defoci} Å" + (f"; {others} (Å, rad)" if others else ""),
     ]
+
+
+def _dose_lines(found: Calibration) -> list[str]:
+    """What an electron is worth, the step, and the dose that follows."""
+    (dose, error), (area, area_error) = found.dose, found.dose_per_area
+    what = "electrons" if found.electrons.sure else "counts"
+    told = (
+        f"dose {dose:.5g} ± {error:.2g} {what} a frame, {area:.4g} ± {area_error:.2g} "
+        f"{what}/Å² a scan"
+    )
+    worth = found.electrons.counts_per_electron
+    if not found.electrons.sure and math.isfinite(worth):
+        told += f"; about {dose / worth:.2g} electrons a frame, {area / worth:.2g}/Å²"
+    return [_electron_words(found), _step_words(found), told]
+
+
+def _electron_words(found: Calibration) -> str:
+    """What an electron makes of the counts."""
+    worth, charge = found.electrons, found.electrons.charge
+    if worth.divided_by is not None:
+        error = "" if math.isnan(worth.error) else f" ± {worth.error:.1g}"
+        return f"frames are divided by {worth.divided_by:.5g}{error} counts per electron"
+    if worth.sure:
+        return f"counts are electrons ({charge.reason})"
+    if math.isnan(worth.counts_per_electron):
+        return "what an electron is worth is not known"
+    return f"an electron makes about {worth.counts_per_electron:.2g} counts, not divided"
+
+
+def _step_words(found: Calibration) -> str:
+    y, x = found.known.scan_step
+    if found.step is None:
+        return f"scan step {y:g}" + (f", {x:g}" if x != y else "") + " Å, as given"
+    told = f"{y:.5g} ± {found.step.sigma[0]:.2g}"
+    told += f", {x:.5g} ± {found.step.sigma[1]:.2g}" if x != y else ""
+    return f"scan step {told} Å, from the lattice"
 
 
 def _subtitle(found: Calibration) -> str:
@@ -87,12 +126,18 @@ def _subtitle(found: Calibration) -> str:
 def _numbers(found: Calibration) -> dict[str, Any]:
     """The key numbers, in the order of the page."""
     source, lens = found.sources[0], found.lens
-    electrons = [float(seen.electrons.mean()) for seen in found.surveys]
+    (dose, error), (area, area_error) = found.dose, found.dose_per_area
+    what, worth = "electrons" if found.electrons.sure else "counts", found.electrons
+    step, sigma = found.known.scan_step, found.step.sigma if found.step else (math.nan,) * 2
     numbers: dict[str, Any] = {
         "scan": f"{source.scan_shape[0]} × {source.scan_shape[1]}",
         "frame": f"{source.frame_shape[0]} × {source.frame_shape[1]}",
-        "counts a frame": (float(np.mean(electrons)), ""),
-        "counts per Å²": (float(np.mean(electrons)) / math.prod(found.known.scan_step), "Å⁻²"),
+        f"{what} a frame": (dose, f"± {error:.2g}"),
+        f"{what} per Å²": (area, f"± {area_error:.2g} Å⁻²"),
+        "counts an electron": (worth.counts_per_electron, _error(worth.error))
+        if math.isfinite(worth.counts_per_electron)
+        else "not known",
+        "scan step": (step[0], f"{_error(sigma[0])} Å".strip()),
         "disc centre": f"{found.center[0]:.2f}, {found.center[1]:.2f}",
         "disc radius": (float(np.mean([disc.radius for disc in found.discs])), "pixels"),
         "detector pixel": (found.pixel, "mrad"),
@@ -100,6 +145,8 @@ def _numbers(found: Calibration) -> dict[str, Any]:
         "rotation": (math.degrees(float(lens.lens.rotation)) % 360, "°"),
         "transposed": bool(lens.transpose),
     }
+    if step[0] != step[1]:
+        numbers["scan step, fast"] = (step[1], f"{_error(sigma[1])} Å".strip())
     for i, (defocus, sigma) in enumerate(
         zip(found.defoci, np.asarray(lens.sigma.aberrations["C10"]), strict=True)
     ):
@@ -113,10 +160,38 @@ def _numbers(found: Calibration) -> dict[str, Any]:
     return numbers
 
 
+def _error(sigma: float) -> str:
+    return "" if math.isnan(sigma) or sigma == 0 else f"± {sigma:.2g}"
+
+
+def _evidence(found: Calibration) -> list[Picture]:
+    """What the counts of an electron and the scan step were read from."""
+    worth, pictures = found.electrons, []
+    if len(worth.charge.points):
+        title = "What an electron makes of the counts"
+        caption = (
+            f"{worth.charge.reason}. Left: the noise of pixels; it lies below the blue line where "
+            "charge spreads. Right: how many pixels hold which count."
+        )
+        points, values = worth.charge.points, worth.charge.values
+        shown = figures.electrons(points, values, worth.counts_per_electron, worth.sure)
+        pictures.append(Picture(title, caption[0].upper() + caption[1:], shown))
+    if found.step is not None:
+        seen = found.step.lattices
+        shown = figures.lattice(
+            [one.image for one in seen], [power_spectrum(one.image) for one in seen],
+            [one.found.peaks for one in seen],
+            [f"{found.sources[one.scan].path.name}: {one.name}" for one in seen],
+        )  # fmt: skip
+        caption = "The image that shows it best, and its power spectrum; circles: the peaks used."
+        pictures.append(Picture("Lattice", caption, shown))
+    return pictures
+
+
 def _pictures(found: Calibration) -> list[Picture]:
     radius = float(np.mean([disc.radius for disc in found.discs]))
     first = -float(found.lens.lens.aberrations["C10"][0])
-    pictures = [
+    pictures = _evidence(found) + [
         Picture(
             "Bright-field disc",
             "Mean pattern (square root), points of half intensity, fitted circle.",

@@ -192,7 +192,14 @@ def calibrate(
     energy: Annotated[float | None, typer.Option(help="Beam energy, eV.")] = None,
     semiangle: Annotated[float | None, typer.Option(help="Nominal semi-angle, mrad.")] = None,
     scan_step: Annotated[float | None, typer.Option(help="Scan step, Å.")] = None,
+    lattice: Annotated[
+        float | None,
+        typer.Option(help="Spacing of a crystal in the images, Å: the scan step is measured."),
+    ] = None,
     detector_pixel: Annotated[float | None, typer.Option(help="Angle of a pixel, mrad.")] = None,
+    counts_per_electron: Annotated[
+        float | None, typer.Option(help="Of an integrating camera; default: as the frames tell.")
+    ] = None,
     defocus: Annotated[
         list[float] | None,
         typer.Option(help="Nominal defocus, Å, once for each scan: its sign, and where z = 0 is."),
@@ -206,14 +213,14 @@ def calibrate(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure centre, camera length, rotation, defoci and aberrations; write an experiment file."""
+    """Measure dose, step, camera length, rotation, foci and aberrations; write an experiment."""
     hints = {"dataset": dataset, "scan_shape": scan_shape}
     with refusing():
         calibration_page.require_writable(output)
         found = calibration.calibrate(
-            files, energy=energy, semiangle=semiangle, scan_step=scan_step,
-            detector_pixel=detector_pixel, defoci=defocus, rotation_deg=rotation,
-            transpose=transpose, order=order,
+            files, energy=energy, semiangle=semiangle, scan_step=scan_step, lattice=lattice,
+            detector_pixel=detector_pixel, counts_per_electron=counts_per_electron,
+            defoci=defocus, rotation_deg=rotation, transpose=transpose, order=order,
             hints={name: value for name, value in hints.items() if value is not None},
         )  # fmt: skip
         page = calibration_page.write(found, output)

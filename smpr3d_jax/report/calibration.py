@@ -1,4 +1,4 @@
-"""Pictures of a calibration: the disc and its edge, the search for the lens, the displacements.
+"""Pictures of a calibration: electrons in the counts, the disc and its edge, a lattice, the lens.
 
 Lengths in Å, angles in mrad, rotations in rad; images have y downwards.
 """
@@ -6,7 +6,7 @@ Lengths in Å, angles in mrad, rotations in rad; images have y downwards.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Num, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +29,66 @@ def discs(
         axis.plot(x, y, "+", ms=8, color="tab:cyan")
         axis.set_title(f"centre {y:.2f}, {x:.2f}", fontsize=9)
         axis.set_xlabel("pixels")
+    return figure
+
+
+def electrons(
+    points: Float[np.ndarray, "groups 2"],
+    values: Float[np.ndarray, "bins 2"],
+    counts_per_electron: float,
+    whole: bool,
+) -> Figure:
+    """Variance over mean of groups of pixels, and how often each count occurs.
+
+    Grey: what single electrons would do; blue: electrons of `counts_per_electron` (nan: not known),
+    on whose multiples values lie, if they are `whole` electrons.
+    """
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    noise, often = figure.subplots(1, 2)
+    mean, variance = points.T
+    ends = np.array([mean.min(initial=0), mean.max(initial=1)])
+    noise.plot(ends, ends, color="0.6", label="single electrons")
+    known = np.isfinite(counts_per_electron) and abs(counts_per_electron - 1) > 1e-3
+    if known:
+        label = f"{counts_per_electron:.4g} counts an electron"
+        noise.plot(ends, counts_per_electron * ends, color="tab:cyan", label=label)
+    noise.plot(mean, variance, ".", ms=4, color="tab:orange", label="pixels alike in mean")
+    noise.set(xlabel="mean count", ylabel="variance from frame to frame")
+    noise.legend(fontsize=8)
+    if known and whole and len(values):
+        for number in np.arange(0, values[-1, 0], counts_per_electron):
+            often.axvline(number, lw=0.7, color="tab:cyan")
+    often.step(*values.T, where="mid", color="tab:orange")
+    often.set(xlabel="count", ylabel="pixels", yscale="log")
+    return figure
+
+
+def lattice(
+    images: Sequence[Num[np.ndarray, "_ _"]],
+    spectra: Sequence[Float[np.ndarray, "_ _"]],
+    peaks: Sequence[Float[np.ndarray, "_ 2"]],
+    names: Sequence[str],
+) -> Figure:
+    """Images (the size of complex ones) over their power spectra, the peaks used in circles.
+
+    `peaks` (y, x) in turns a position.
+    """
+    figure = Figure(figsize=(3.4 * len(images), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for i, (image, spectrum, places) in enumerate(zip(images, spectra, peaks, strict=True)):
+        shown = np.abs(image - image.mean()) if np.iscomplexobj(image) else image
+        axes[0, i].imshow(shown, cmap="gray")
+        axes[0, i].set_title(names[i], fontsize=9)
+        axes[0, i].set_xlabel("positions")
+        ny, nx = spectrum.shape
+        edge = [(-(n // 2) - 0.5) / n for n in (ny, nx)]
+        extent = (edge[1], edge[1] + 1, edge[0] + 1, edge[0])
+        level = np.log10(np.maximum(spectrum, 1e-30))
+        low, high = np.percentile(level, (20, 100))
+        axes[1, i].imshow(level, cmap="magma", vmin=low, vmax=high, extent=extent)
+        for y, x in np.concatenate([places, -places]):
+            axes[1, i].plot(x, y, "o", ms=10, mfc="none", color="tab:cyan")
+        axes[1, i].set(xlabel="turns a position", xlim=(-0.5, 0.5), ylim=(0.5, -0.5))
     return figure
 
 

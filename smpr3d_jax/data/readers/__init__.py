@@ -36,6 +36,12 @@ from .raw_csr import write_raw_csr as write_raw_csr
 from .series import load_series as load_series
 from .source import MOST_BYTES, Source as Source, Tiles as Tiles
 from .stempy import write_stempy as write_stempy
+from .steps import (
+    descanned as descanned,
+    in_electrons as in_electrons,
+    through_window as through_window,
+    without_bad_pixels as without_bad_pixels,
+)
 from .survey import (
     check_counts as check_counts,
     check_series as check_series,
