@@ -70,13 +70,15 @@ def test_waves_and_their_cotangents(x64, slices, states, swaying, keep):
 @pytest.mark.parametrize("keep", [True, False])
 def test_both_orders_of_the_loops(x64, alone, keep):
     # Which of them runs depends on the platform; both must run anywhere.
-    given = operands(3, 2, True)
+    w, p, h, s = given = operands(3, 2, True)
     coming = jnp.asarray(random_complex(9, (FRAMES, 2, Y, X)))
     truth, pull = jax.vjp(in_words, *given)
-    leave, before = crossing._forward_groups(keep, alone, *given, ROW, CORNER)
+    leave, before = crossing._forward_groups(keep, alone, w, p, h, s, ROW, CORNER)
     require_same(leave, truth)
     wanted = crossing._Wanted(True, True, True)
-    back = crossing._reverse_groups(wanted, alone, coming, before, *given, ROW, CORNER)
+    back = crossing._reverse_groups(
+        wanted, alone, coming, before, w, p, h, s, jnp.asarray(ROW), jnp.asarray(CORNER)
+    )
     require_same(back, pull(coming))
 
 
@@ -86,7 +88,7 @@ def test_only_what_is_asked_for_is_differentiated(x64):
     coming = jnp.asarray(random_complex(9, (FRAMES, 1, Y, X)))
     whole = jax.vjp(ours, *given)[1](coming)
     for at in range(3):
-        one = lambda value, at=at: ours(*given[:at], value, *given[at + 1 :])
+        one = lambda value, at=at: ours(*(*given[:at], value, *given[at + 1 :]))
         require_same(jax.vjp(one, given[at])[1](coming), (whole[at],))
 
 

@@ -352,7 +352,10 @@ def _there_and_back(see, wanted, free, fixed):
             )
             entering.append(wave[0, 0])
             swaying.append(to_sway)
-        coming, to_sway = jnp.stack(entering), jax.tree.map(lambda *a: sum(a)[0], *swaying)
+        coming, to_sway = (
+            jnp.stack(entering),
+            jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), axis=(0, 1)), *swaying),
+        )
         to_waves = to_waves.at[row].add(coming) if wanted.waves else to_waves
         to_given = jax.tree.map(jnp.add, to_given_all, to_given)
         return (mean + share * value, to_given, to_waves, *field), (to_sway, to_own)
