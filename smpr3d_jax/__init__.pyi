@@ -72,6 +72,7 @@ from .inverse.reconstruction import (
     Result as Result,
     Step as Step,
 )
+from .inverse.resolution import ring_correlation as ring_correlation
 from .inverse.sections import (
     depth_sections as depth_sections,
     diagonal_gauge as diagonal_gauge,

@@ -24,8 +24,8 @@ INSIDE = {
     "smatrix windows beamlets passage layers crossing ptychography detector sparse forward "
     "simulation",
     "inverse": "losses priors penalties updates batches reconstruction constraints pie epochs "
-    "exchange refinement sections structure fisher uncertainty transfer sampling design planning "
-    "rasters virtual dpc brightfield unfolding parallax ssb wigner seeds",
+    "exchange resolution refinement sections structure fisher uncertainty transfer sampling "
+    "design planning rasters virtual dpc brightfield unfolding parallax ssb wigner seeds",
     "report": "store volumes figures refined planned page pictures calibration",
 }
 """In a wing a file imports only files named before it."""

@@ -318,10 +318,33 @@ def test_one_slice_with_refined_positions_and_a_mixed_probe(experiment_file):
     assert 0 < float(jnp.abs(found - start).max()) < 1
 
 
-def test_a_probe_in_pixels_holds_the_lens(experiment_file):
-    changes = {"method": {"name": "multislice"}, "refine": ["C12"]}
-    with pytest.raises(ValueError, match="refine: C12 is part of a probe in pixels"):
-        workflow.fit(*prepared(experiment_file, changes))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"refine": ["C12"]}, "refine: C12 is part of a probe in pixels"),
+        ({"refine": ["camera_length"], "object": {"probe": "optics"}}, "camera_length is the sam"),
+        ({"object": {"rule": "lsqml", "probe": "optics"}}, "object.rule = lsqml moves object and"),
+        ({"object": {"rule": "lsqml", "probe_step": 0}}, "object.rule = lsqml moves object and"),
+        ({"method": {"name": "singleslice"}, "refine": ["tilt"]}, "'tilt' of a single slice"),
+    ],
+)
+def test_what_object_and_probe_take_up_themselves(experiment_file, changes, said):
+    with pytest.raises(ValueError, match=said):
+        workflow.fit(*prepared(experiment_file, {"method": {"name": "multislice"}} | changes))
+
+
+def test_a_lens_and_a_tilt_are_refined_beside_slices(experiment_file):
+    changes = {
+        "method": {"name": "multislice", "iterations": 5, "depth_range": [-10, 50]},
+        "refine": ["tilt", "depths", "C12"], "object": {"probe": "optics", "slices": 2},
+        "refinement": {"first": 2},
+    }  # fmt: skip
+    outcome = workflow.fit(*prepared(experiment_file, changes))
+    found = {r.parameter.name: r.found for r in outcome.refined}
+    assert {"tilt", "depths"} < set(found)
+    assert np.abs(found["tilt"]).max() > 0
+    np.testing.assert_allclose(np.mean(found["depths"]), 20, atol=1e-3)
+    assert fall(outcome.result.history["loss"]) > 0
 
 
 # --- representations, precision, number of scans -------------------------------------------------

@@ -62,12 +62,21 @@ def starting_object(
 
 
 def require_refinable(experiment: Experiment) -> None:
-    """**Raises:** ExperimentError for a parameter that a probe in pixels takes up itself."""
+    """Refuse what object and probe take up themselves.
+
+    **Raises:** ExperimentError naming the key.
+    """
     taken = [n for n in experiment.refine if n not in REFINABLE]
     if experiment.object.probe == "pixels" and taken:
         raise ExperimentError(
             f"{where(experiment, 'refine')}: {taken[0]} is part of a probe in pixels; take it out, "
             "or write object: {probe: optics}"
+        )
+    still = experiment.object.probe == "optics" or experiment.object.probe_step == 0
+    if experiment.object.rule == "lsqml" and still:
+        raise ExperimentError(
+            f"{where(experiment, 'object.rule')} = lsqml moves object and probe together and needs "
+            "a probe in pixels that moves; take rpie"
         )
     if "camera_length" in experiment.refine:
         raise ExperimentError(

@@ -27,6 +27,7 @@ from ..physics.forward import Scattering
 from ..physics.fourier import EXACT
 from ..physics.layers import Layers
 from ..physics.optics import CARTESIAN
+from ..physics.ptychography import ObjectSlices
 from .batches import each
 from .losses import figures_of_merit, Noise
 from .updates import named_leaves
@@ -319,13 +320,18 @@ class _Room(NamedTuple):
             raise ValueError(f"`refine`: {name!r} needs a model that has it: {remedy}.")
         return float(leaf)
 
-    def layers(self, name: str) -> Layers:
-        if not isinstance(self.model.specimen, Layers):
+    def layers(self, name: str) -> Layers | ObjectSlices:
+        specimen = self.model.specimen
+        if not isinstance(specimen, Layers | ObjectSlices):
             raise ValueError(
                 f"`refine`: {name!r} cannot be refined with an S-matrix, which absorbs any of it; "
                 "it can with layers."
             )
-        return self.model.specimen
+        if isinstance(specimen, ObjectSlices) and len(specimen.depths) == 1:
+            raise ValueError(
+                f"`refine`: {name!r} of a single slice changes no frame; take it out, or use more."
+            )
+        return specimen
 
 
 def _positions(room: _Room) -> Parameter:
