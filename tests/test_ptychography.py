@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smpr3d_jax.app.ptychography import compare_halves, halves
 from smpr3d_jax.data.counts import compare, Frames
 from smpr3d_jax.data.dataset import batch, Dataset
 from smpr3d_jax.inverse import constraints, losses, pie
@@ -263,6 +264,26 @@ def test_an_object_is_found_again(rule):
     deviance, noise = (result.history[f"{k}_held_out"] for k in ("deviance", "noise"))
     left = (deviance[-1] - noise[-1]) / (deviance[0] - noise[0])
     assert left < (0.8 if rule == "epie" else 0.25)
+
+
+def test_halves_of_the_frames_agree_where_there_is_signal():
+    truth = filled(scanned(depths=(0.0,)), 0.4)
+    data, rule = counted(truth), pie.rpie(losses.amplitude())
+    parts = halves(data, np.setdiff1d(np.arange(90), [33, 71]))
+    assert sorted(np.concatenate(parts)) == sorted(set(range(90)) - {33, 71})
+    models = [
+        reconstruct_in_epochs(
+            prepare(scanned(depths=(0.0,))), data, losses.objective(losses.amplitude()), rule,
+            epochs=20, batch_size=11, training=part,
+        ).model
+        for part in parts
+    ]  # fmt: skip
+    found = compare_halves(models)
+    # The object was made of frequencies up to about 0.4 1/Å, nothing lies beyond 0.8.
+    radius, curve = (np.asarray(found[k]) for k in ("radius_per_A", "correlation"))
+    assert curve[(radius > 0.08) & (radius < 0.35)].mean() > 0.8
+    assert curve[radius > 0.8].mean() < 0.5
+    assert 1 / 0.9 < found["resolution_A"] < 1 / 0.3
 
 
 def test_positions_move_once_an_epoch_and_held_out_ones_follow():

@@ -35,21 +35,17 @@ def test_noise_does_not_agree():
 
 @pytest.mark.parametrize("signal", [0.5, 2.0])
 def test_a_ring_correlates_by_its_signal_to_noise(signal):
-    curves = [
-        ring_correlation(
-            *(np.sqrt(signal) * noise(i) + noise(100 + 2 * i + j) for j in (0, 1)), SAMPLING
-        ).correlation
-        for i in range(20)
-    ]
+    half = lambda i, j: np.sqrt(signal) * noise(i) + noise(100 + 2 * i + j)
+    curves = [ring_correlation(half(i, 0), half(i, 1), SAMPLING).correlation for i in range(20)]
     np.testing.assert_allclose(np.mean(curves, axis=0)[5:].mean(), signal / (1 + signal), atol=0.02)
 
 
 def test_resolution_is_where_noise_takes_over():
     # exp(-q²/2 w²) of signal against noise of power s: half a bit is a ratio of 0.2071/half.
     scene, level = noise(0, 0.5), 0.1
-    halves = [scene + level * noise(i) for i in (1, 2)]
+    first, second = (scene + level * noise(i) for i in (1, 2))
     expected = 0.5 * np.sqrt(2 * np.log(1 / (0.2071 * level**2)))
-    found = ring_correlation(*halves, SAMPLING).resolution
+    found = ring_correlation(first, second, SAMPLING).resolution
     assert found is not None
     np.testing.assert_allclose(1 / found, expected, rtol=0.12)
 

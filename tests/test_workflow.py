@@ -325,6 +325,7 @@ def test_one_slice_with_refined_positions_and_a_mixed_probe(experiment_file):
         ({"refine": ["camera_length"], "object": {"probe": "optics"}}, "camera_length is the sam"),
         ({"object": {"rule": "lsqml", "probe": "optics"}}, "object.rule = lsqml moves object and"),
         ({"object": {"rule": "lsqml", "probe_step": 0}}, "object.rule = lsqml moves object and"),
+        ({"object": {"halves": True}}, "object.halves: the scan covers .* wants 8; take it out"),
         ({"method": {"name": "singleslice"}, "refine": ["tilt"]}, "'tilt' of a single slice"),
     ],
 )

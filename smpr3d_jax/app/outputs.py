@@ -407,18 +407,21 @@ def _subtitle(outcome: Outcome) -> str:
 
 def _numbers(outcome: Outcome) -> dict[str, Any]:
     m, specimen = outcome.metrics, outcome.result.model.specimen
-    sliced = isinstance(specimen, ObjectSlices)
+    sliced, ring = isinstance(specimen, ObjectSlices), m.get("ring_correlation")
     unknown = (
         {"Slices": specimen.depths.shape[0]}
         if sliced
         else {"Unknown waves": specimen.waves.shape[0]}
     )
+    known = ring and ring["resolution_A"]
+    agreement = {"Half-bit resolution": (round(known, 2), "Å")} if known else {}
     return {
         "Deviance per pixel, held out": m["deviance_held_out"],
         "Deviance per pixel, fitted": m["deviance"],
         "Deviance that noise allows": m["noise_deviance"],
         "R-factor, held out": m["r_factor_held_out"],
         "R-factor, fitted": m["r_factor"],
+        **agreement,
         "Iterations": m["iterations"],
         "Time": (round(m["seconds"], 1), "s"),
         "Peak memory": (round((m["peak_memory_bytes"] or 0) / 2**30, 2), "GiB"),

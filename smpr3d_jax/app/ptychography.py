@@ -6,6 +6,7 @@ figures of merit, and outputs; sections are those of the S-matrix of the slices 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ..data.dataset import Dataset
 from ..inverse import constraints, losses, pie, refinement, updates
 from ..inverse.epochs import reconstruct_in_epochs
 from ..inverse.reconstruction import Result, Step
+from ..inverse.resolution import FEWEST_PIXELS, ring_correlation
 from ..physics.detector import Detector
 from ..physics.forward import prepare as plan, Scattering
 from ..physics.optics import Optics
@@ -51,6 +53,12 @@ def starting_object(
     margin = 2 + math.ceil(slack / min(window.sampling))
     grid, origin = field(np.asarray(dataset.scan.positions, float), window, margin)
     depths = slice_depths(experiment, optics)
+    seen = np.ptp(np.asarray(dataset.scan.positions, float), axis=0) / window.sampling
+    if wanted.halves and min(seen) < FEWEST_PIXELS:
+        raise ExperimentError(
+            f"{where(experiment, 'object.halves')}: the scan covers {seen[0]:.1f} x {seen[1]:.1f} "
+            f"pixels (y, x), and a ring correlation wants {FEWEST_PIXELS}; take it out"
+        )
     specimen = empty_object(
         grid, origin, depths, wanted.parametrisation, wanted.object_states,
         band_limit=wanted.band_limit,
@@ -138,7 +146,7 @@ def fit_object(
     parameters: Sequence[refinement.Parameter],
     training: Int[np.ndarray, " training"],
     held_out: Int[np.ndarray, " held_out"],
-    callback: Callable[[Step], None],
+    callback: Callable[[Step], None] = lambda step: None,
 ) -> Result:
     """Slices and probe from the training frames."""
     method, wanted = experiment.method, experiment.object
@@ -158,6 +166,32 @@ def _of_probe(name: str) -> bool:
     return name in (
         "centred_probe", "orthogonal_modes", "probe_in_aperture", "fixed_probe_intensity"
     )  # fmt: skip
+
+
+def compare_halves(models: Sequence[Scattering]) -> dict[str, Any]:
+    """Ring correlation of the phases of two objects, all slices together, where the scan went."""
+    first, second = (_scanned_phase(model) for model in models)
+    found = ring_correlation(first, second, models[0].specimen.grid.sampling)
+    return {
+        "radius_per_A": found.radius.tolist(), "correlation": found.correlation.tolist(),
+        "half_bit": found.half_bit.tolist(), "resolution_A": found.resolution,
+    }  # fmt: skip
+
+
+def halves(dataset: Dataset, training: Int[np.ndarray, " training"]) -> list[np.ndarray]:
+    """Training frames on the white and on the black fields of each scan's raster."""
+    sums = [np.add.outer(np.arange(rows), np.arange(columns)).ravel()
+            for rows, columns in dataset.scan_shapes]  # fmt: skip
+    white = np.concatenate(sums)[training] % 2 == 0
+    return [training[white], training[~white]]
+
+
+def _scanned_phase(model: Scattering) -> Float[np.ndarray, "y x"]:
+    specimen = model.specimen
+    pixels = (np.asarray(model.scan.positions, float) - specimen.origin) / specimen.grid.sampling
+    low, high = np.floor(pixels.min(axis=0)), np.ceil(pixels.max(axis=0)) + 1
+    cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return np.asarray(specimen.phase(model.optics.energy), float).mean(axis=0).sum(axis=0)[cut]
 
 
 def as_smatrix(model: Scattering, plane: float, order: int) -> Scattering:

@@ -361,6 +361,7 @@ class Object(Record):
     band_limit: Annotated[Positive, Field(le=1.5)] | None = _key(
         None, "part of the Nyquist frequency kept behind each slice; null: all"
     )
+    halves: Flag = _key(False, "also from either half of the frames, for their ring correlation")
     constraints: tuple[Annotated[str, AfterValidator(_constraint)], ...] = _key(
         ("centred_probe", "orthogonal_modes"), "applied after each iteration, in this order"
     )

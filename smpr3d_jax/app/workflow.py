@@ -332,15 +332,19 @@ def fit(
         )
         gauge = diagonal_gauge(result.model.specimen, result.model.optics.energy)
     else:
-        result, gauge = ptychography.fit_object(
-            experiment, model, dataset, loss(experiment, dataset), noise, parameters, training,
-            held_out, follow,
-        ), Gauge()  # fmt: skip
+        recover = partial(
+            ptychography.fit_object, experiment, model, dataset, loss(experiment, dataset), noise,
+            parameters, held_out=held_out,
+        )  # fmt: skip
+        result, gauge = recover(training, callback=follow), Gauge()
     if gauge.residual > GAUGE_RESIDUAL:
         note = f"no output plane fits the unscattered waves (residual {gauge.residual:.2f} rad)"
         notes = (*prepared.notes, f"{note}; sections are referred to the reference plane")
         prepared, gauge = dataclasses.replace(prepared, notes=notes), Gauge()
     metrics = judge(result, dataset, training, held_out, chunk)
+    if method.name != "smatrix" and experiment.object.halves:
+        parts = (recover(half).model for half in ptychography.halves(dataset, training))
+        metrics["ring_correlation"] = ptychography.compare_halves(list(parts))
     metrics["gauge_plane_A"] = _plane(experiment) + gauge.depth
     metrics["gauge_shift_A"] = list(gauge.shift)
     kept = refinement.coordinates(result.state)

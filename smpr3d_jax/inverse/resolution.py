@@ -13,6 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 
+FEWEST_PIXELS = 8
+"""Fewer along an axis make no ring to speak of."""
+
+
 class RingCorrelation(NamedTuple):
     """FRC at frequencies `radius` (1/Å), how many pixels a ring has, and the half-bit threshold."""
 
@@ -47,12 +51,12 @@ def ring_correlation(
     half-bit threshold is that of van Heel & Schatz (2005) for the pixels that a ring has after
     fading.
 
-    **Raises:** ValueError for images of different shapes, or fewer than 8 pixels wide.
+    **Raises:** ValueError for images of different shapes, or fewer than `FEWEST_PIXELS` wide.
     """
-    if first.shape != second.shape or min(first.shape) < 8:
+    if first.shape != second.shape or min(first.shape) < FEWEST_PIXELS:
         raise ValueError(
             f"`ring_correlation`: images of {first.shape} and {second.shape} pixels; they must "
-            "have one shape, of 8 pixels or more."
+            f"have one shape, of {FEWEST_PIXELS} pixels or more."
         )
     fade = np.outer(*(np.hanning(n + 2)[1:-1] for n in first.shape))
     spectra = [np.fft.fft2((a - np.average(a, weights=fade)) * fade) for a in (first, second)]
