@@ -320,7 +320,7 @@ def fit(
     training, held_out = hold_out(dataset, method.held_out, method.seed)
     model, chunk = starting_model(experiment, dataset), min(_chunk(experiment), len(training))
     model, parameters = refined_parameters(experiment, model)
-    noise, paths = noise_model(experiment), []
+    noise, paths, ring = noise_model(experiment), [], {}
 
     def follow(step: Step) -> None:
         paths.append(refinement.coordinates(step.state))
@@ -337,14 +337,14 @@ def fit(
             parameters, held_out=held_out,
         )  # fmt: skip
         result, gauge = recover(training, callback=follow), Gauge()
+        if experiment.object.halves:
+            parts = [recover(half).model for half in ptychography.halves(dataset, training)]
+            ring = {"ring_correlation": ptychography.compare_halves(parts)}
     if gauge.residual > GAUGE_RESIDUAL:
         note = f"no output plane fits the unscattered waves (residual {gauge.residual:.2f} rad)"
         notes = (*prepared.notes, f"{note}; sections are referred to the reference plane")
         prepared, gauge = dataclasses.replace(prepared, notes=notes), Gauge()
-    metrics = judge(result, dataset, training, held_out, chunk)
-    if method.name != "smatrix" and experiment.object.halves:
-        parts = (recover(half).model for half in ptychography.halves(dataset, training))
-        metrics["ring_correlation"] = ptychography.compare_halves(list(parts))
+    metrics = judge(result, dataset, training, held_out, chunk) | ring
     metrics["gauge_plane_A"] = _plane(experiment) + gauge.depth
     metrics["gauge_shift_A"] = list(gauge.shift)
     kept = refinement.coordinates(result.state)
