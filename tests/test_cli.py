@@ -472,7 +472,7 @@ KEYS = [
     ({"scans.1.file": "scan_7.h5"}, r"scans\[1\].file = scan_7.h5: no such file"),
     ({"scans.1.defocs": 3}, r"scans\[1\].defocs = 3: unknown key; nearest valid key 'defocus'"),
     ({"beam.energy_kev": 80}, "beam.energy_kev.*nearest valid key 'energy_ev'"),
-    ({"method.name": "multislice"}, "method.name = multislice: not available.*'smatrix'"),
+    ({"object": {"slices": 3}}, "object: belongs to multislice and singleslice, not to smatrix"),
     ({"scans.2.defocus": None}, r"scans\[2\].defocus: missing.*0 if in focus"),
     ({"method.iterations": 0}, "method.iterations = 0"),
 ]

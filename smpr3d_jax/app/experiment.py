@@ -95,7 +95,7 @@ def require_available(experiment: Experiment) -> None:
     if method != "smatrix" and experiment.structure is not None:
         place = where(experiment, "structure")
         raise ExperimentError(f"{place}: slices are a structure already; leave it out")
-    if method == "smatrix" and "object" in experiment.model_fields_set:
+    if method == "smatrix" and wanted != type(wanted)():
         place = where(experiment, "object")
         raise ExperimentError(f"{place}: belongs to multislice and singleslice, not to smatrix")
 

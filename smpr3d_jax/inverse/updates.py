@@ -75,11 +75,13 @@ class Updates(NamedTuple):
         free: PyTree,
         value,
         value_fn: Callable,
-        **also: Any,
+        model: PyTree = None,
+        index: Int[Array, " frames"] | None = None,
     ) -> tuple[PyTree, dict[Name, Any]]:
         """How far each leaf of `free` moves, and the new state; what does not move keeps its own.
 
-        Each optimiser sees its own leaves alone, and `value_fn` takes those; `also` goes to all.
+        Each optimiser sees its own leaves alone, and `value_fn` takes those; the whole `model`
+        and the batch's `index` go to all.
         """
         names = tuple(self.optimisers)
         labels, state, moves = _labels(names, free, missing=True), dict(state), []
@@ -87,7 +89,9 @@ class Updates(NamedTuple):
             own, slope = (_part(tree, labels, names.index(name)) for tree in (free, gradient))
             move, state[name] = self.optimisers[name].update(
                 slope, state[name], own, value=value, grad=slope,
-                value_fn=lambda tree: value_fn(eqx.combine(tree, free)), **also,
+                # Line searches want a function that takes what they are given.
+                value_fn=lambda tree, model=None, index=None: value_fn(eqx.combine(tree, free)),
+                model=model, index=index,
             )  # fmt: skip
             moves.append(move)
         return eqx.combine(*moves), state
