@@ -9,7 +9,7 @@ top of the file lets them pass. Lengths in Å, angles in mrad, energies in eV; p
 import difflib
 import math
 import os.path
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,11 +126,7 @@ def _located(path: Path, info: Any) -> Path:
 
 def _refinable(name: str) -> str:
     """A parameter that `refine` may name."""
-    if name not in REFINABLE:
-        close = nearest(name, REFINABLE)
-        hint = f"; did you mean {close!r}?" if close else f"; known: {', '.join(REFINABLE)}"
-        raise _fail(f"{name!r} cannot be refined{hint}")
-    return name
+    return _one_of(REFINABLE, name, "cannot be refined")
 
 
 CONSTRAINTS = (
@@ -141,10 +137,14 @@ CONSTRAINTS = (
 
 
 def _constraint(name: str) -> str:
-    if name not in CONSTRAINTS:
-        close = nearest(name, CONSTRAINTS)
-        hint = f"; did you mean {close!r}?" if close else f"; known: {', '.join(CONSTRAINTS)}"
-        raise _fail(f"{name!r} is no constraint{hint}")
+    return _one_of(CONSTRAINTS, name, "is no constraint")
+
+
+def _one_of(known: Sequence[str], name: str, complaint: str) -> str:
+    if name not in known:
+        close = nearest(name, known)
+        hint = f"; did you mean {close!r}?" if close else f"; known: {', '.join(known)}"
+        raise _fail(f"{name!r} {complaint}{hint}")
     return name
 
 

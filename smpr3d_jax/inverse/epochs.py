@@ -20,17 +20,16 @@ from .batches import groups
 from .losses import Loss
 from .reconstruction import (
     advance,
-    Best,
     chosen,
+    followed,
     make_evaluation,
-    number,
-    record,
+    moved,
     refreshed,
     Result,
     slopes,
-    spread,
     start,
     Step,
+    watch,
 )
 from .updates import named_leaves, Updates
 
@@ -79,31 +78,18 @@ def reconstruct_in_epochs(
             f"{len(training)} training frames."
         )
     state = start(model, updates) if state is None else state
-    watched = {"": spread(training, max(len(held_out), 1)), "_held_out": held_out}
-    watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
-    evaluate, history = make_evaluation(batch_size), {}
-    best = Best(model, state)
+    watched = watch(data, training, held_out)
     positions = np.asarray(data.scan.positions, float)
-    for at in range(done + 1, done + epochs + 1):
-        rng = np.random.default_rng((seed, at))
-        rows = groups(positions, training, batch_size, grouping, rng)
-        due = updates.at(at)
+
+    def take(at, model, state):
+        rng, due = np.random.default_rng((seed, at)), updates.at(at)
+        rows = jnp.asarray(groups(positions, training, batch_size, grouping, rng), jnp.int32)
         aside = watched.get("_held_out") if due.follows_frames() else None
-        model, state, value = _epoch(
-            loss, due, model, state, data, jnp.asarray(rows, jnp.int32), aside
-        )
-        model = _constrained(tuple(constraints), due, model)
-        record(history, {"loss": number(value, at)}, "")
-        for suffix, frames in watched.items():
-            record(history, evaluate(model, frames), suffix)
-        callback(Step(at, model, state, history))
-        if patience is not None:
-            best = best.or_else(model, state, history["deviance_held_out"][-1])
-            if best.since >= patience:
-                break
-    if patience is not None:
-        model, state = best.model, best.state
-    return Result(model, history, state)
+        model, state, value = _epoch(loss, due, model, state, data, rows, aside)
+        return _constrained(tuple(constraints), due, model), state, value
+
+    numbers, evaluate = range(done + 1, done + epochs + 1), make_evaluation(batch_size)
+    return followed(take, model, state, numbers, watched, evaluate, patience, callback)
 
 
 @eqx.filter_jit
@@ -124,7 +110,8 @@ def _epoch(loss, updates, model, state, data, rows, aside):
             value, gradient, value_of = slopes(loss, updates, rows.shape[1], model, frames)
             mine = eqx.filter(gradient, own.free(model))
             gathered = jax.tree.map(lambda a, g: a + share * g, gathered, mine)
-            model, state = _moved(common, model, state, gradient, value, value_of, row)
+            if common.moving:
+                model, state = moved(common, model, state, gradient, value, value_of, row)
         return (eqx.filter((model, state), eqx.is_array), gathered), value
 
     (varying, gathered), values = jax.lax.scan(one, (varying, gathered), rows)
@@ -136,7 +123,7 @@ def _epoch(loss, updates, model, state, data, rows, aside):
             part = len(aside.index) * share / rows.shape[1]
             gathered = jax.tree.map(lambda a, g: a + part * g, gathered, more)
         unknown = lambda free: value
-        model, state = _moved(own, model, state, gathered, value, unknown, rows.reshape(-1))
+        model, state = moved(own, model, state, gathered, value, unknown, rows.reshape(-1))
     return model, state, value
 
 
@@ -157,18 +144,6 @@ def _split(updates: Updates, model) -> tuple[Updates, Updates]:
         whose[name] = True in kinds
     pick = lambda kind: updates._replace(moving=tuple(n for n, k in whose.items() if k == kind))
     return pick(False), pick(True)
-
-
-def _moved(updates, model, state, gradient, value, value_of, index):
-    moving = updates.free(model)
-    free, rest = eqx.partition(model, moving)
-    if not updates.moving:
-        return model, state
-    with jax.numpy_dtype_promotion("standard"):
-        move, state = updates.update(
-            eqx.filter(gradient, moving), state, free, value, value_of, model=model, index=index
-        )
-    return refreshed(eqx.combine(eqx.apply_updates(free, move), rest), moving), state
 
 
 @eqx.filter_jit

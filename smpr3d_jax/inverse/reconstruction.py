@@ -93,20 +93,23 @@ def advance(
     aside: Batch | None = None,
 ) -> tuple[PyTree, Any, Float[Array, ""]]:  # fmt: skip
     """What `make_step` compiles."""
-    moving, free, fixed = _parted(updates, model)
-    value, gradient, value_anywhere = slopes(loss, updates, chunk, model, frames, aside)
-    with jax.numpy_dtype_promotion("standard"):
-        # Optax multiplies complex leaves by real numbers, which strict promotion forbids.
-        move, state = updates.update(
-            gradient, state, free, value, value_anywhere, model=model, index=frames.index
-        )
-    model = eqx.combine(eqx.apply_updates(free, move), fixed)
-    return refreshed(model, moving), state, value
+    value, gradient, value_of = slopes(loss, updates, chunk, model, frames, aside)
+    return *moved(updates, model, state, gradient, value, value_of, frames.index), value
 
 
-def _parted(updates, model):
+def moved(
+    updates: Updates, model: PyTree, state: Any, gradient: PyTree, value: Float[Array, ""],
+    value_of: Callable[[PyTree], Float[Array, ""]], index: Int[Array, " frames"],
+) -> tuple[PyTree, Any]:  # fmt: skip
+    """The model after its optimisers have seen what `slopes` found, and their states."""
     moving = updates.free(model)
-    return moving, *eqx.partition(model, moving)
+    free, fixed = eqx.partition(model, moving)
+    # Optax multiplies complex leaves by real numbers, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        move, state = updates.update(
+            eqx.filter(gradient, moving), state, free, value, value_of, model=model, index=index
+        )
+    return refreshed(eqx.combine(eqx.apply_updates(free, move), fixed), moving), state
 
 
 def slopes(
@@ -247,24 +250,50 @@ def reconstruct(
     training, held_out = chosen(len(data), training, held_out, patience)
     order, evaluate = ordered(model, training), make_evaluation(chunk)
     state = start(model, updates) if state is None else state
-    watched = {"": spread(order, max(len(held_out), 1)), "_held_out": held_out}
-    watched = {name: batch(data, index) for name, index in watched.items() if len(index)}
-    aside = watched.get("_held_out")
-    history: dict[str, list[float]] = {}
-    best, part = Best(model, state), None
+    watched = watch(data, order, held_out)
     rows = _batches(model, order, batch_size, seed, range(done, done + steps))
-    for at, row in enumerate(rows, done + 1):
-        due = updates.at(at)
+    part = None
+
+    def take(at, model, state):
+        nonlocal part
+        row, due = next(rows), updates.at(at)
         if row is None and due.follows_frames():
             # What frames share changes as they move; out of order they would share little.
             row = ordered(model, training)
         part = part if row is None else batch(data, row)
-        step = make_step(loss, due, chunk)
-        kept = (aside,) if aside is not None and due.follows_frames() else ()
-        model, state, value = step(model, state, part, *kept)
-        record(history, {"loss": number(value, at)}, "")
+        kept = (watched["_held_out"],) if "_held_out" in watched and due.follows_frames() else ()
+        return make_step(loss, due, chunk)(model, state, part, *kept)
+
+    numbers = range(done + 1, done + steps + 1)
+    return followed(take, model, state, numbers, watched, evaluate, patience, callback)
+
+
+def watch(
+    data: Dataset, order: Int[np.ndarray, " training"], held_out: Int[np.ndarray, " held_out"]
+) -> dict[str, Batch]:
+    """The frames by which a run is judged: those held out, and as many training frames."""
+    watched = {"": spread(order, max(len(held_out), 1)), "_held_out": held_out}
+    return {name: batch(data, index) for name, index in watched.items() if len(index)}
+
+
+def followed(
+    take: Callable[[int, PyTree, Any], tuple[PyTree, Any, Float[Array, ""]]],
+    model: PyTree,
+    state: Any,
+    numbers: range,
+    watched: dict[str, Batch],
+    evaluate: Callable[[PyTree, Batch], dict[str, Float[Array, ""]]],
+    patience: int | None,
+    callback: Callable[[Step], None],
+) -> Result:
+    """Steps of these `numbers`, each judged by the frames `watched`; stops as `reconstruct`."""
+    history: dict[str, list[float]] = {}
+    best = Best(model, state)
+    for at in numbers:
+        model, state, value = take(at, model, state)
+        _record(history, {"loss": _number(value, at)}, "")
         for suffix, frames in watched.items():
-            record(history, evaluate(model, frames), suffix)
+            _record(history, evaluate(model, frames), suffix)
         callback(Step(at, model, state, history))
         if patience is not None:
             best = best.or_else(model, state, history["deviance_held_out"][-1])
@@ -321,7 +350,7 @@ def chosen(
     return training, held_out
 
 
-def number(value: Float[Array, ""], step: int) -> float:
+def _number(value: Float[Array, ""], step: int) -> float:
     """A loss that is still a number."""
     if not np.isfinite(value):
         raise ValueError(
@@ -331,7 +360,7 @@ def number(value: Float[Array, ""], step: int) -> float:
     return float(value)
 
 
-def record(history: dict[str, list[float]], values: dict[str, Any], suffix: str) -> None:
+def _record(history: dict[str, list[float]], values: dict[str, Any], suffix: str) -> None:
     """Append what was found to the history."""
     for name, value in values.items():
         history.setdefault(name + suffix, []).append(float(value))

@@ -6,7 +6,6 @@ in cache; accelerators take all frames together. The reverse pass adds into the 
 uses the waves that the forward pass met; `keep` False computes them again instead.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int, PyTree
 
-from .fourier import fft, ifft, phase_factor
-from .grid import Grid
+from .fourier import fft, ifft
 
 
 See = Callable[..., Float[Array, ""]]
@@ -352,11 +350,9 @@ def _there_and_back(see, wanted, free, fixed):
             )
             entering.append(wave[0, 0])
             swaying.append(to_sway)
-        coming, to_sway = (
-            jnp.stack(entering),
-            jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), axis=(0, 1)), *swaying),
-        )
-        to_waves = to_waves.at[row].add(coming) if wanted.waves else to_waves
+        to_sway = jax.tree.map(lambda *a: jnp.sum(jnp.stack(a), axis=(0, 1)), *swaying)
+        if wanted.waves:
+            to_waves = to_waves.at[row].add(jnp.stack(entering))
         to_given = jax.tree.map(jnp.add, to_given_all, to_given)
         return (mean + share * value, to_given, to_waves, *field), (to_sway, to_own)
 
@@ -405,14 +401,3 @@ def _moved_reverse(saved, cotangent):
 
 
 moved.defvjp(lambda *operands: (_moved(*operands), operands), _moved_reverse)
-
-
-def shifts(
-    window: Grid, rest: Float[Array, "frames 2"]
-) -> tuple[Complex[Array, "frames ky"], Complex[Array, "frames kx"]]:
-    """exp(-2 pi i k.rest), a factor an axis: what moves a wave by `rest` (y, x) Å."""
-    ky, kx = (
-        phase_factor(-2 * math.pi * rest[:, axis, None] * jnp.asarray(k.ravel(), rest.dtype)[None])
-        for axis, k in enumerate(window.frequencies())
-    )
-    return ky, kx

@@ -79,10 +79,8 @@ class Scattering(eqx.Module):
     illumination: Illumination | None = None
 
     def __call__(self, index: Int[Array, " frames"]) -> Float[Array, "frames ky kx"]:
-        total = jnp.sum(self.detector(exit_waves(self, index)), axis=1)
-        if self.exposure is not None:
-            total = total * self.exposure[index][:, None, None]
-        return self.detector.readout(total)
+        share = None if self.exposure is None else self.exposure[index]
+        return _seen(self.detector, exit_waves(self, index), share)
 
     def at(
         self, index: Int[Array, " frames"], pixels: Int[Array, "frames hits"]
@@ -121,9 +119,7 @@ class Scattering(eqx.Module):
         def see(given, wave, own):
             camera, common = given
             own, share = jax.tree.map(lambda a: a[None], own)
-            frame = jnp.sum(camera(wave[None]), axis=1)
-            frame = frame if share is None else frame * share[:, None, None]
-            return misfit(camera.readout(frame), own, common)[0]
+            return misfit(_seen(camera, wave[None], share), own, common)[0]
 
         waves, plates, steps, sway, row, corner = lit_slices(*_lit(self, index))
         waves = waves * jnp.sqrt(specimen.shares[0]).astype(waves.dtype)
@@ -159,6 +155,12 @@ class Scattering(eqx.Module):
                 lambda m: m.plan.table, self, _ladder(self, self.plan.per_pixel).table
             )
         return self
+
+
+def _seen(camera: Detector, waves, share: Float[Array, " frames"] | None):
+    """What a camera counts of each frame's exit waves, whose states add."""
+    total = jnp.sum(camera(waves), axis=1)
+    return camera.readout(total if share is None else total * share[:, None, None])
 
 
 def unscattered(

@@ -16,12 +16,13 @@ from layers shifted sideways by -tan(tilt) times their depths.
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Complex, Float, Int, PyTree
 
 from .beamlets import beamlets
 from .fourier import convolve, EXACT, fft
@@ -217,12 +218,29 @@ def to_smatrix(
         return Beams(_each_tilt(layers, energy, points), layers.grid, window, *place)
     if window is not None or order is None:
         raise ValueError("`to_smatrix` needs `order` for tilt modes or `window` for beams.")
-    reach = np.abs(np.asarray(layers.depths, float) - layers.plane).max()
-    highest = math.hypot(*(0.5 / d for d in layers.grid.sampling))
-    turn = 2 * math.pi * wavelength(energy) * reach * highest * layers.cutoff
-    tilts = disc_quadrature(layers.cutoff, turn, order)
-    shares = tilts.weights * tilt_polynomials(order, tilts.points, layers.cutoff)
-    return TiltModes(_over_tilts(layers, energy, tilts.points, shares), layers.grid, *place)
+    points, shares = enough_tilts(
+        layers.depths, layers.plane, layers.grid, energy, layers.cutoff, order
+    )
+    return TiltModes(_over_tilts(layers, energy, points, shares), layers.grid, *place)
+
+
+def enough_tilts(
+    depths: Float[Array, " slices"],
+    plane: float,
+    grid: Grid,
+    energy: float,
+    cutoff: float,
+    order: int,
+) -> tuple[Float[np.ndarray, "tilts 2"], Float[np.ndarray, "modes tilts"]]:
+    """Tilts (1/Å) that sample what slices at `depths` make of them, and each one's modes' shares.
+
+    `plane` (Å) is the one that s_h is referred to.
+    """
+    reach = np.abs(np.asarray(depths, float) - plane).max()
+    highest = math.hypot(*(0.5 / d for d in grid.sampling))
+    turn = 2 * math.pi * wavelength(energy) * reach * highest * cutoff
+    tilts = disc_quadrature(cutoff, turn, order)
+    return tilts.points, tilts.weights * tilt_polynomials(order, tilts.points, cutoff)
 
 
 @eqx.filter_jit
@@ -232,39 +250,67 @@ def _each_tilt(layers: Layers, energy: float, points):
 
 @eqx.filter_jit
 def _over_tilts(layers: Layers, energy: float, points, shares):
-    """Sum over tilts of s_h times the modes' `shares`."""
-    wave_of, tilts = _tilted(layers, energy, points)
-    kind = np.result_type(layers.potential.dtype, np.complex64)
+    return summed_over_tilts(*_tilted(layers, energy, points), jnp.asarray(shares))
+
+
+def summed_over_tilts(
+    wave_of: Callable[..., Complex[Array, "y x"]],
+    tilts: PyTree,
+    shares: Float[Array, "modes tilts"],
+) -> Complex[Array, "modes y x"]:
+    """Sum over `tilts` of the waves s_h times the modes' `shares`."""
+    like = jax.eval_shape(wave_of, jax.tree.map(lambda a: a[0], tilts))
 
     def add(total, tilt):
         share, tilt = tilt
         return total + share[:, None, None] * wave_of(tilt)[None], None
 
-    zero = jnp.zeros((len(shares), *layers.grid.shape), kind)
-    return jax.lax.scan(add, zero, (jnp.asarray(shares.T, kind), tilts))[0]
+    zero = jnp.zeros((len(shares), *like.shape), like.dtype)
+    return jax.lax.scan(add, zero, (shares.T.astype(like.dtype), tilts))[0]
 
 
 def _tilted(layers: Layers, energy: float, points):
     """The function that gives s_h, and what to call it with for each of `points`."""
     real = layers.potential.dtype
     points, plates = jnp.asarray(points, real), transmission(layers.potential, energy)
-    ends = jnp.append(layers.depths, jnp.asarray(layers.plane, layers.depths.dtype)).astype(real)
-    slopes = jnp.tan(layers.tilt * 1e-3).astype(real)
+    cross = tilted(plates, layers.depths, layers.plane, layers.tilt, layers.grid, energy)
     modes = tilt_polynomials(layers.order, points, layers.cutoff).T
 
     def wave_of(tilt):
         point, polynomials = tilt
-        angle = jnp.arctan(slopes + wavelength(energy) * point) * 1e3
-
-        def cross(wave, layer):
-            plate, gap = layer
-            return convolve(wave * plate, fresnel(layers.grid, energy, gap, angle)), None
-
-        wave = jnp.ones(layers.grid.shape, plates.dtype)
-        wave, _ = jax.lax.scan(cross, wave, (plates, ends[1:] - ends[:-1]))
+        wave = cross(point)
         if layers.correction is None:
             return wave
         share = polynomials.astype(layers.correction.dtype)
         return wave * (1 + jnp.tensordot(share, layers.correction, 1, precision=EXACT))
 
     return wave_of, (points, modes)
+
+
+def tilted(
+    plates: Complex[Array, "slices y x"],
+    depths: Float[Array, " slices"],
+    plane: float,
+    tilt: Float[Array, "2"],
+    grid: Grid,
+    energy: float,
+) -> Callable[[Float[Array, "2"]], Complex[Array, "y x"]]:
+    """From a point h of the aperture (1/Å) to s_h, what `plates` make of that tilt, at `plane`.
+
+    The tilt is taken out: propagators walk sideways with it. `tilt` is the specimen's, mrad.
+    """
+    real = plates.real.dtype
+    ends = jnp.append(depths, jnp.asarray(plane, depths.dtype)).astype(real)
+    slopes = jnp.tan(tilt * 1e-3).astype(real)
+
+    def wave_of(point):
+        angle = jnp.arctan(slopes + wavelength(energy) * point) * 1e3
+
+        def cross(wave, layer):
+            plate, gap = layer
+            return convolve(wave * plate, fresnel(grid, energy, gap, angle)), None
+
+        wave = jnp.ones(grid.shape, plates.dtype)
+        return jax.lax.scan(cross, wave, (plates, ends[1:] - ends[:-1]))[0]
+
+    return wave_of

@@ -20,13 +20,14 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact, Int
 
 from .coherence import orthogonal_probes
-from .crossing import moved, shifts, Sway, through_slices
+from .crossing import moved, Sway, through_slices
 from .fourier import EXACT, fft, ifft, phase_factor
 from .grid import Grid
-from .optics import interaction_parameter, Optics, probe, wavelength
+from .layers import enough_tilts, summed_over_tilts, tilted
+from .optics import interaction_parameter, Optics, probe
+from .passage import shift_ramps
 from .propagation import band_mask, fresnel
-from .smatrix import disc_quadrature, TiltModes
-from .zernike import tilt_polynomials
+from .smatrix import TiltModes
 
 
 Kind = Literal["transmission", "phase", "potential"]
@@ -282,11 +283,11 @@ def entering(
     """The probes before the first slice, moved to where frames have them, and each frame's row."""
     modes = illumination.modes
     if illumination.variations is None and plan is not None:
-        return moved(fft(modes), *shifts(window, plan.rest), plan.scan), plan.entry[index]
+        return moved(fft(modes), *shift_ramps(window, plan.rest), plan.scan), plan.entry[index]
     each = jnp.arange(index.shape[0], dtype=jnp.int32)
     if illumination.variations is not None:
         modes, series = _varied(illumination, series, index), each
-    return moved(fft(modes), *shifts(window, rest), series), each
+    return moved(fft(modes), *shift_ramps(window, rest), series), each
 
 
 def _varied(illumination: Illumination, series, index) -> Complex[Array, "frames states y x"]:
@@ -322,37 +323,14 @@ def tilt_waves(
 
     As `layers.to_smatrix`: the wave of each tilt, with the tilt taken out, on the periodic field.
     """
-    real = specimen.depths.dtype
-    reach = np.abs(np.asarray(specimen.depths, float) - plane).max()
-    highest = math.hypot(*(0.5 / d for d in specimen.grid.sampling))
-    turn = 2 * math.pi * wavelength(energy) * reach * highest * cutoff
-    tilts = disc_quadrature(cutoff, turn, order)
-    shares = tilts.weights * tilt_polynomials(order, tilts.points, cutoff)
-    plates = specimen.transmission(energy)[0]
-    ends = jnp.append(specimen.depths, jnp.asarray(plane, real))
-    waves = _tilt_waves(
-        plates, ends[1:] - ends[:-1], specimen.grid, energy, jnp.asarray(tilts.points, real),
-        jnp.asarray(shares.T, plates.dtype), jnp.atleast_2d(specimen.tilt)[0],
-    )  # fmt: skip
+    points, shares = enough_tilts(specimen.depths, plane, specimen.grid, energy, cutoff, order)
+    waves = _over_tilts(specimen, energy, plane, points, shares)
     return TiltModes(waves, specimen.grid, specimen.origin, plane, cutoff)
 
 
 @eqx.filter_jit
-def _tilt_waves(plates, gaps, grid: Grid, energy: float, points, shares, tilt):
-    slopes = jnp.tan(tilt * 1e-3)
-
-    def add(total, given):
-        point, share = given
-        angle = jnp.arctan(slopes + wavelength(energy) * point) * 1e3
-
-        def cross(wave, layer):
-            plate, gap = layer
-            step = fresnel(grid, energy, gap, angle).astype(wave.dtype)
-            return ifft(fft(wave * plate) * step), None
-
-        wave = jnp.ones(grid.shape, plates.dtype)
-        wave, _ = jax.lax.scan(cross, wave, (plates, gaps))
-        return total + share[:, None, None] * wave[None], None
-
-    start = jnp.zeros((shares.shape[1], *grid.shape), plates.dtype)
-    return jax.lax.scan(add, start, (points, shares))[0]
+def _over_tilts(specimen: ObjectSlices, energy: float, plane: float, points, shares):
+    plates, tilt = specimen.transmission(energy)[0], jnp.atleast_2d(specimen.tilt)[0]
+    wave_of = tilted(plates, specimen.depths, plane, tilt, specimen.grid, energy)
+    points = jnp.asarray(points, specimen.depths.dtype)
+    return summed_over_tilts(wave_of, points, jnp.asarray(shares))
