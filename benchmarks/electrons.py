@@ -18,7 +18,7 @@ import tempfile
 
 import h5py
 import numpy as np
-from smatrix import Case, Cost, machine, measure, show, table
+from smatrix import Case, Cost, machine, measure, show, table, write
 
 from smpr3d_jax.data import electrons
 from smpr3d_jax.data.events import EventRows, merge
@@ -139,11 +139,7 @@ def main() -> None:
         floor, other = (what if what in both else None for what in (FLOOR, "stempy"))
         records += table(workload, both, floor, other)
     show(records)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-        beside = options.json.with_suffix(".machine.json")
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+    write(records, options.json, about)
 
 
 if __name__ == "__main__":

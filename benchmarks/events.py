@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
-from smatrix import Case, machine, measure, show, table
+from smatrix import Case, machine, measure, show, table, write
 
 from smpr3d_jax.data.counts import Counts, Events, Frames
 from smpr3d_jax.data.dataset import Batch
@@ -112,11 +112,7 @@ def main() -> None:
     for hits in (50, 500):
         records += sweep(128, hits, 64 if options.quick else 128, repeats)
     show(records)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-        beside = options.json.with_suffix(".machine.json")
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+    write(records, options.json, about)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from smatrix import Case, Cost, machine, measure, show, table
+from smatrix import Case, Cost, measure, show, table, write
 
 import smpr3d_jax as sj
 from smpr3d_jax.data.counts import Frames
@@ -76,7 +76,7 @@ def problem(slices: int, states: int) -> tuple[sj.Scattering, Dataset, dict]:
     return sj.prepare(model), Dataset(Frames(jnp.asarray(counts)), scan, ((rows, columns),)), d
 
 
-def rules(slices: int, epochs: int, frames: int):
+def rules(epochs: int, frames: int):
     """The rule whose steps fall to 0.3 in all."""
     batches = epochs * (frames // BATCH)
     fall = lambda rate: optax.exponential_decay(rate, batches, 0.3)
@@ -86,7 +86,7 @@ def rules(slices: int, epochs: int, frames: int):
 def epoch(slices: int, states: int):
     """A function that runs one epoch from the start."""
     model, data, _ = problem(slices, states)
-    loss, rule = sj.losses.objective(sj.losses.amplitude()), rules(slices, EPOCHS, len(data))
+    loss, rule = sj.losses.objective(sj.losses.amplitude()), rules(EPOCHS, len(data))
     from smpr3d_jax.inverse.epochs import _epoch
 
     rows = np.random.default_rng(0).permutation(len(data)).reshape(-1, BATCH)
@@ -99,7 +99,7 @@ def quality(slices: int, states: int, epochs: int) -> dict:
     from bench_common import save_recon  # type: ignore[import]
 
     model, data, _ = problem(slices, states)
-    loss, rule = sj.losses.objective(sj.losses.amplitude()), rules(slices, epochs, len(data))
+    loss, rule = sj.losses.objective(sj.losses.amplitude()), rules(epochs, len(data))
     core, wall = time.process_time(), time.perf_counter()
     result = sj.reconstruct_in_epochs(
         model, data, loss, rule, epochs=epochs, batch_size=BATCH,
@@ -194,10 +194,7 @@ def main() -> None:
         show(records)
     for one in judged:
         print(json.dumps(one))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records + judged, indent=1) + "\n")
-        options.json.with_suffix(".machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+    write(records + judged, options.json)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import zarr
-from smatrix import Case, machine, measure, show, table
+from smatrix import Case, machine, measure, show, table, write
 
 from smpr3d_jax.data.readers import read
 from smpr3d_jax.data.readers.source import Source
@@ -336,11 +336,7 @@ def main() -> None:
             records += speed(kind, pathlib.Path(folder), size, repeats)
         records += [memory(kind, pathlib.Path(folder), large) for kind in kinds]
     show(records)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-        beside = options.json.with_suffix(".machine.json")
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+    write(records, options.json, about)
 
 
 if __name__ == "__main__":

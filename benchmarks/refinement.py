@@ -22,7 +22,6 @@ import collections
 import dataclasses
 import importlib.util
 import itertools
-import json
 import pathlib
 import tempfile
 import time
@@ -36,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from smatrix import machine
+from smatrix import write
 
 import smpr3d_jax as sj
 from smpr3d_jax.inverse.batches import ordered
@@ -390,15 +389,6 @@ def main() -> None:
             show(records[-1:])
             write(records, options.json)
     show(records)
-
-
-def write(records: list[dict[str, Any]], file: pathlib.Path | None) -> None:
-    """The records so far; an hour's table is not lost with its last case."""
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(records, indent=1) + "\n")
-        beside = file.with_suffix(".machine.json")
-        beside.write_text(json.dumps(machine(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -358,6 +358,15 @@ def show(records: list) -> None:
         print(f"  {r['implementation']:<60}{''.join(cells)}{number(r['peak_rss_mb'], '.0f')}")
 
 
+def write(records: list[dict], file: pathlib.Path | None, about: dict | None = None) -> None:
+    """The records so far, and beside them the machine, as it was or is; nothing without a file."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(records, indent=1) + "\n")
+        beside = file.with_suffix(".machine.json")
+        beside.write_text(json.dumps(about or machine(), indent=1) + "\n")
+
+
 def main() -> None:
     """Run everything, print the table, write the records."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -369,11 +378,7 @@ def main() -> None:
     records = beams(SMALL, side, repeats) + beams(NANOTUBE, side, repeats)
     records += detector(repeats) + sections(options.quick, 2) + steps(options.quick, 2)
     show(records)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-        beside = options.json.with_suffix(".machine.json")
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+    write(records, options.json, about)
 
 
 if __name__ == "__main__":
